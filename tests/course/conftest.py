@@ -15,7 +15,7 @@ def keeps_no_progress(monkeypatch):
 
 @pytest.fixture
 def rejected():
-    """Return `rejected(name, answer, *words)`: the check says "not yet", and its message holds every one of the words."""
+    """Return `rejected(name, answer, *words)`: the check says "not yet" and its message holds all the words."""
 
     def assert_rejected(name: str, answer: object, *words: str) -> None:
         result = grade(name, answer)

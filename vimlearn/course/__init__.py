@@ -1,1 +1,1 @@
-"""The course's own tools, imported by notebooks only: checks of exercises, captioned figures, the learner's progress."""
+"""The course's own tools, imported by notebooks only: checks of exercises, captioned figures, progress."""

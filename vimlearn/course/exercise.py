@@ -25,11 +25,11 @@ right::
         choose(answer, "2.0", wrong={"1.0": "at 1.0 the state reaches 0 in one step, which is still stable"})
         return "beyond 2 / |a| each step overshoots by more than it corrects."
 
-The first argument is the exercise's number in its notebook, the second its title there; the function's own name is the one
-that notebooks call: `check.euler_step(euler_step)`. Names are unique in the whole course.
+The first argument is the exercise's number in its notebook, the second its title there; the function's own name is the
+one that notebooks call: `check.euler_step(euler_step)`. Names are unique in the whole course.
 
-Whatever the answer is, the learner sees one line and never a traceback; an untouched stub is told so; the random state is
-left as it was. Tests use `grade`, which neither prints nor records.
+Whatever the answer is, the learner sees one line and never a traceback; an untouched stub is told so; the random state
+is left as it was. Tests use `grade`, which neither prints nor records.
 """
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Pictures of the notebooks: one look, colours for all eyes, a caption as text under each and stored as its alt text.
 
-Importing this module sets matplotlib's look for the course: colours, line styles that differ too (so that no line is known
-by its colour alone), font sizes and grid. Name a colour with `COLORS["orange"]`, a diverging colour map with
+Importing this module sets matplotlib's look for the course: colours, line styles that differ too (so that no line is
+known by its colour alone), font sizes and grid. Name a colour with `COLORS["orange"]`, a diverging colour map with
 `cmap=DIVERGING`.
 """
 

@@ -40,7 +40,7 @@ CHAPTERS = (
 )
 
 # Pixels of the picture. It has a light card of its own, so it reads alike on white and on dark pages.
-_LEFT, _TOP, _BOX_W, _BOX_H, _GAP_X, _GAP_Y = 128, 24, 172, 84, 22, 26
+_LEFT, _TOP, _BOX_W, _BOX_H, _GAP_X, _GAP_Y = 142, 24, 172, 84, 22, 26
 _BLUE, _INK, _GREY = "#0072B2", "#1b1b1b", "#5c5c5c"
 
 

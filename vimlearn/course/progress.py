@@ -1,7 +1,7 @@
 """Which exercises the learner has solved, kept in a small local file that belongs to the learner alone.
 
-The file is `.vimlearn/progress.json` in the course folder. The environment variable VIMLEARN_PROGRESS names another file,
-or is `off` to keep nothing.
+The file is `.vimlearn/progress.json` in the course folder. The environment variable VIMLEARN_PROGRESS names another
+file, or is `off` to keep nothing.
 """
 
 __all__ = ["location", "record", "report", "solved"]
