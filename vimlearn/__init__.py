@@ -4,8 +4,17 @@ from .torchvision_compat import declare_missing_ops
 
 declare_missing_ops()  # before anything imports torchvision or timm
 
+from . import registry as _registry  # noqa: E402, F401  (puts the networks into timm's registry)
+from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from .conv import causal_conv1d  # noqa: E402
 from .errors import VimlearnError  # noqa: E402
+from .mixer import BidirectionalMixer  # noqa: E402
+from .norm import RMSNorm, add_rms_norm  # noqa: E402
+from .position import resize_position_embedding  # noqa: E402
+from .scan import selective_scan  # noqa: E402
+from .vim import VisionMamba  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["VimlearnError", "__version__"]
+__all__ = ["BidirectionalMixer", "RMSNorm", "VimlearnError", "VisionMamba", "__version__", "add_rms_norm",
+           "causal_conv1d", "load_checkpoint", "resize_position_embedding", "save_checkpoint", "selective_scan"]

@@ -6,8 +6,8 @@ load. torchvision then leaves them undeclared, attaches a shape rule to `torchvi
 
 `declare_missing_ops` runs first thing in `import vimlearn`. It asks for the operators the way torchvision does, by
 loading the compiled library, which is cheap and harmless when repeated. Only where that fails does it declare what the
-import needs: `nms`, with an implementation for the CPU, and `qnms` (quantised boxes), with none. torchvision itself falls
-back to Python for `roi_align`; its other compiled operators stay absent and say so when called.
+import needs: `nms`, with an implementation for the CPU, and `qnms` (quantised boxes), with none. For `roi_align`
+torchvision itself falls back to Python; its other compiled operators stay absent and say so when called.
 """
 
 __all__ = ["declare_missing_ops", "nms"]

@@ -1,0 +1,128 @@
+"""The bidirectional mixer of a Vim block: one projection in, two scans, one gate, one projection out.
+
+    x, z = split(W_in h)                                     (b, l, e) each
+    for each direction:  u = silu(conv(x));  [delta, B, C] = W_x u;  y = scan(u, W_dt delta, A, B, C, D)
+    out = W_out ((y_forward + y_backward) / 2 * silu(z))     (b, l, d)
+
+Vim paper, section 3.3 and Algorithm 1. Three things are in the published code and not in Algorithm 1: the D skip, the
+division by 2, and the fused maps (x with z; delta with B and C, delta through rank r). The gate is the same in both
+directions, so it is applied once, to their sum. Parameter names are those of the published checkpoints.
+"""
+
+__all__ = ["BidirectionalMixer"]
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import state_dtype
+from .conv import causal_conv1d
+from .errors import VimlearnError
+from .scan import selective_scan
+
+
+class Direction(NamedTuple):
+    """The parameters that one direction does not share with the other."""
+
+    conv: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: nn.Parameter
+    D: nn.Parameter
+
+
+class BidirectionalMixer(nn.Module):
+    """Mix the tokens of (b, l, d) in both directions and return (b, l, d).
+
+    Arguments
+        d_model: width d.
+        d_state, d_conv, expand: n, k, and e / d.
+        dt_rank: rank r of the step; None means d / 16 rounded up.
+        bidirectional: without it there is only the forward scan, and nothing to halve.
+        halve_directions: whether the sum of the directions is divided by 2. The released classifiers do, older variants
+            do not, and a state dict does not tell.
+        depth: number of layers of the network; `out_proj` starts smaller by its square root.
+        backend: as in `vimlearn.selective_scan`.
+    """
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None,
+                 bidirectional: bool = True, halve_directions: bool = True, depth: int = 1, backend: str = "auto"):
+        super().__init__()
+        self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.bidirectional, self.halve_directions = bidirectional, halve_directions
+        self.depth, self.backend = depth, backend
+        e, n, r = self.d_inner, self.d_state, self.dt_rank
+        self.A_log = nn.Parameter(torch.empty(e, n))
+        self.D = nn.Parameter(torch.empty(e))
+        if bidirectional:
+            self.A_b_log = nn.Parameter(torch.empty(e, n))
+            self.D_b = nn.Parameter(torch.empty(e))
+        self.in_proj = nn.Linear(d_model, 2 * e, bias=False)
+        for suffix in ("", "_b") if bidirectional else ("",):
+            self.add_module(f"conv1d{suffix}", nn.Conv1d(e, e, d_conv, groups=e))
+            self.add_module(f"x_proj{suffix}", nn.Linear(e, r + 2 * n, bias=False))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(r, e))
+        self.out_proj = nn.Linear(e, d_model, bias=False)
+        self.reset_parameters()
+
+    def directions(self) -> list[Direction]:
+        """Return the parameters of the forward direction and, if there is one, of the backward direction."""
+        forward = Direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        if not self.bidirectional:
+            return [forward]
+        return [forward, Direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters as the published code does, its oddities included (reference: code, not paper)."""
+        for d in self.directions():
+            # A = -(1, 2, ..., n) in every channel (S4D-real)
+            d.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(d.A_log))
+            d.D.fill_(1)
+            for layer in (d.conv, d.x_proj, d.dt_proj):
+                layer.reset_parameters()
+            nn.init.uniform_(d.dt_proj.weight, -self.dt_rank**-0.5, self.dt_rank**-0.5)
+            # The backward bias stays 0: the published network zeroes it after the mixer is built.
+            d.dt_proj.bias.zero_()
+        self.dt_proj.bias.copy_(_inverse_softplus(_random_steps(self.d_inner)))
+        self.in_proj.reset_parameters()
+        self.out_proj.reset_parameters()
+        self.out_proj.weight /= math.sqrt(self.depth)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the mixed tokens, (b, l, d), for the normalised tokens h, (b, l, d)."""
+        if h.dim() != 3 or h.shape[-1] != self.d_model:
+            raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}")
+        # (b, l, e) each
+        x, z = self.in_proj(h).chunk(2, dim=-1)
+        y = sum(self.scan(x, d, reverse=i == 1) for i, d in enumerate(self.directions()))
+        if self.bidirectional and self.halve_directions:
+            y = y / 2
+        return self.out_proj(y * F.silu(z))
+
+    def scan(self, x: Tensor, direction: Direction, reverse: bool) -> Tensor:
+        """Return the ungated scan of x, (b, l, e), in one direction."""
+        conv, x_proj, dt_proj, A_log, D = direction
+        u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse,
+                          backend=self.backend)
+        # (b, l, r), (b, l, n), (b, l, n)
+        delta, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        # (b, l, e); the bias goes inside the softplus, in float32
+        delta = F.linear(delta, dt_proj.weight)
+        wide = state_dtype(A_log.dtype)
+        return selective_scan(u, delta, -A_log.to(wide).exp(), B, C, D.to(wide), delta_bias=dt_proj.bias.to(wide),
+                              delta_softplus=True, reverse=reverse, backend=self.backend)
+
+
+def _random_steps(count: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
+    """Return `count` steps, log-uniform between `low` and `high`."""
+    u = torch.rand(count)
+    return torch.exp(u * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+
+
+def _inverse_softplus(step: Tensor) -> Tensor:
+    return step + torch.log(-torch.expm1(-step))
