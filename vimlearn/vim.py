@@ -60,8 +60,9 @@ class PatchEmbed(nn.Module):
             raise VimlearnError(f"images: found {found}; expected a tensor (b, {self.in_chans}, {height}, {width}) "
                                 "with b at least 1")
         if tuple(images.shape[2:]) != self.img_size:
-            raise VimlearnError(f"the images are {images.shape[2]} x {images.shape[3]} pixels but the network is "
-                                f"built for {height} x {width}; resize them, or call set_input_size({tuple(images.shape[2:])})")
+            size = tuple(images.shape[2:])
+            raise VimlearnError(f"the images are {size[0]} x {size[1]} pixels but the network is built for "
+                                f"{height} x {width}; resize them, or call set_input_size({size})")
         weight = self.proj.weight
         if images.device != weight.device:
             raise VimlearnError(f"the images are on {images.device} and the network on {weight.device}; "
