@@ -123,7 +123,8 @@ def _explain(error: BaseException) -> str:
     """Return "TypeError at line 3 (`h = A * h`): message", with the innermost line that is the learner's own."""
     text = f"{type(error).__name__}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not str(Path(frame.filename).resolve()).startswith(_NOT_THE_LEARNER):
+        own = not str(Path(frame.filename).resolve()).startswith(_NOT_THE_LEARNER)
+        if own and not frame.filename.startswith("<frozen"):
             source = linecache.getline(frame.filename, frame.lineno or 0).strip()
             text += f" at line {frame.lineno}" + (f" (`{source}`)" if source else "")
             break

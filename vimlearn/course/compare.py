@@ -150,38 +150,39 @@ def _pattern(got: torch.Tensor, expected: torch.Tensor, close) -> str | None:
             for where, a, b in (("late", got, expected), ("early", expected, got)):
                 if close(a.narrow(axis, 1, size - 1), b.narrow(axis, 0, size - 1)).all():
                     return f"is one step too {where} along axis {axis}"
-    largest = tuple(int(i) for i in torch.unravel_index(expected.abs().argmax(), expected.shape))
-    factor = got[largest] / expected[largest]
-    if got.numel() > 1 and close(got, factor * expected).all() and factor != 0:
+    largest = expected.abs().argmax()
+    factor = got.flatten()[largest] / expected.flatten()[largest]
+    if got.numel() > 1 and factor != 0 and close(got, factor * expected).all():
         return f"is {_digits(factor)} times what is expected, everywhere"
     return None
 
 
+def _bare(value: object) -> object:
+    """Return a tensor or array without axes as the Python number that it holds."""
+    is_scalar = isinstance(value, torch.Tensor | np.ndarray | np.generic) and len(value.shape) == 0
+    return value.item() if is_scalar else value
+
+
 def _word_difference(got, expected, name) -> str | None:
-    if isinstance(got, torch.Tensor | np.ndarray | np.generic) and getattr(got, "ndim", 1) == 0:
-        got = got.item()
-    if isinstance(expected, np.bool_):
-        expected = bool(expected)
+    got, expected = _bare(got), _bare(expected)
     if type(got) is not type(expected):
         return f"{name} should be {kind_of(expected)}, but it is {kind_of(got)}"
     same = _plain(got) == _plain(expected) if isinstance(expected, str) else got is expected
-    return None if same else f"{name} is not {one_line(repr(got))}"
+    return None if same else f"{name} is not {one_line(repr(got))[:60]}"
 
 
 def _number_difference(got, expected, name, rtol, atol) -> str | None:
-    if (isinstance(got, torch.Tensor | np.ndarray) and got.size in (1, ())) or isinstance(got, np.generic):
-        got = got.item()
-    elif isinstance(got, torch.Tensor) and got.numel() == 1:
-        got = got.item()
+    got = _bare(got)
     if isinstance(got, bool) or not isinstance(got, numbers.Number):
         return f"{name} should be a number, but it is {kind_of(got)}"
     relative, absolute = (0.0, 0.0) if isinstance(expected, numbers.Integral) else _PAPER_TOLERANCE
     relative, absolute = relative if rtol is None else rtol, absolute if atol is None else atol
-    if abs(got - expected) <= absolute + relative * abs(expected):
+    error = abs(got - expected)
+    if error <= absolute + relative * abs(expected):
         return None
-    if relative == 0 or abs(got - expected) > 0.05 * abs(expected):
-        return f"{name} is not {got:.4g}"
-    return f"{name} is close to {got:.4g}, but not equal; give more digits"
+    if relative > 0 and error <= 0.05 * abs(expected):
+        return f"{name} is close to {got:.4g}, but not equal; give more digits"
+    return f"{name} is not {got:.4g}"
 
 
 def _mapping_difference(got, expected, name, rtol, atol, strict) -> str | None:

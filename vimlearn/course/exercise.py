@@ -103,7 +103,9 @@ class Exercise:
             return Result(NOT_STARTED, one_line(stop))
         except Wrong as stop:
             return Result(NOT_YET, one_line(stop))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Result(NOT_YET, one_line(f"the check cannot read this answer ({type(error).__name__}: {error})"))
 
 

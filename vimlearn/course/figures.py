@@ -51,8 +51,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
 }
-_DPI = 130
-_SHOWN_DPI = 100
+_DPI = 110
 _CAPTION_WORDS = (6, 40)
 
 matplotlib.rcParams.update(STYLE)
@@ -70,9 +69,7 @@ def show(fig: Figure, caption: str) -> None:
     """
     if not isinstance(fig, Figure):
         raise VimlearnError(f"show needs a matplotlib figure, got {type(fig).__name__}; give ax.figure")
-    png, width, height = _png(fig)
-    data = {"image/png": base64.b64encode(png).decode("ascii")}
-    _show_picture(data, caption, width=width, height=height)
+    _show_picture({"image/png": base64.b64encode(_png(fig)).decode("ascii")}, caption)
     plt.close(fig)
 
 
@@ -87,10 +84,10 @@ def course_map(current: int | None = None) -> None:
 
 def write_course_map(path: str | Path = "notebooks/images/course_map.svg") -> None:
     """Write the course map without a lit chapter to `path`, the picture in the README."""
-    Path(path).write_text(course_map_svg(), encoding="utf-8")
+    Path(path).write_text(course_map_svg(), encoding="utf-8", newline="\n")
 
 
-def _show_picture(data: dict[str, str], caption: str, **size: int) -> None:
+def _show_picture(data: dict[str, str], caption: str) -> None:
     """Display a picture, then its caption as text of its own, because JupyterLab gives pictures no alt text."""
     caption = " ".join(caption.split())
     least, most = _CAPTION_WORDS
@@ -99,18 +96,17 @@ def _show_picture(data: dict[str, str], caption: str, **size: int) -> None:
     alt = re.sub(r"[`*$]", "", caption)
     (kind,) = data
     # nbconvert looks for alt first beside the kind of picture, then at the top.
-    metadata = {kind: {"alt": alt, **size}, "alt": alt}
+    metadata = {kind: {"alt": alt}, "alt": alt}
     display({**data, "text/plain": f"[picture] {alt}"}, metadata=metadata, raw=True)
     display({"text/markdown": f"**Figure.** {caption}", "text/plain": f"Figure. {alt}"}, raw=True)
 
 
-def _png(fig: Figure) -> tuple[bytes, int, int]:
-    """Return the figure as a PNG of 256 colours, a third of the full size, with the width and height to show it at."""
+def _png(fig: Figure) -> bytes:
+    """Return the figure as a PNG of 256 colours, about a third of the size of one with all colours."""
     full = io.BytesIO()
     fig.savefig(full, format="png", dpi=_DPI, facecolor="white")
     picture = Image.open(full).convert("RGB")
     small = io.BytesIO()
     palette = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette.save(small, format="png", optimize=True)
-    width, height = (round(side * _SHOWN_DPI / _DPI) for side in picture.size)
-    return small.getvalue(), width, height
+    return small.getvalue()

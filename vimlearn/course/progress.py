@@ -13,11 +13,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vimlearn.errors import VimlearnError
+
 _VARIABLE = "VIMLEARN_PROGRESS"
 _FIRST_NOTEBOOK = "notebooks/01_ssm_discretization.ipynb"
 _LOCK_SECONDS = 5
 
-# Wrong and right answers since this Python process started; written down with the first right one.
+# Answers checked since this Python process started; written down with the first right one.
 _attempts: dict[str, int] = {}
 
 
@@ -42,24 +44,38 @@ def record(name: str, right: bool) -> str | None:
     path = location()
     if path is None or not right:
         return None
+    note = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two notebooks may finish an exercise at the same moment: read, add and write as one step.
         with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
-            entries, note = _read(path, set_aside=True)
+            entries = _read(path)
+            if entries is None:
+                entries, note = {}, _set_aside(path)
             if name not in entries:
-                today = datetime.date.today().isoformat()
-                entries[name] = {"date": today, "attempts": _attempts[name]}
+                entries[name] = {"date": datetime.date.today().isoformat(), "attempts": _attempts[name]}
                 _write(path, entries)
-            return note
     except (OSError, Timeout) as error:
-        return f"(progress is not saved: {error})"
+        note = f"(your progress is not saved: {error})"
+    return note
 
 
 def solved() -> dict[str, dict]:
-    """Return the solved exercises: from the check's name to `{"date": "2025-01-31", "attempts": 2}`."""
+    """Return the solved exercises: from the check's name to `{"date": "2025-01-31", "attempts": 2}`.
+
+    Raises:
+        VimlearnError: the file is damaged or cannot be read.
+    """
     path = location()
-    return _read(path, set_aside=False)[0] if path else {}
+    if path is None:
+        return {}
+    try:
+        entries = _read(path)
+    except OSError as error:
+        raise VimlearnError(f"the progress file {path} cannot be read: {error}") from None
+    if entries is None:
+        raise VimlearnError(f"the progress file {path} is damaged; the next solved exercise sets it aside")
+    return entries
 
 
 def report() -> str:
@@ -67,18 +83,21 @@ def report() -> str:
     from vimlearn.course.exercise import exercises
     from vimlearn.course.outline import CHAPTERS
 
-    path, done, lines = location(), solved(), []
-    known = exercises()
+    path, known = location(), exercises()
+    where = "progress is not kept (VIMLEARN_PROGRESS is off)" if path is None else f"kept in {path}"
+    try:
+        done = solved()
+    except VimlearnError as error:
+        done, where = {}, str(error)
+    total = sum(made.name in done for made in known)
+    lines = [f"{total} of {len(known)} exercises solved, {where}"]
     for chapter in CHAPTERS:
         mine = [made for made in known if made.chapter == chapter.number]
-        if not mine:
-            continue
-        count = sum(made.name in done for made in mine)
-        lines += ["", f"{chapter.number} {chapter.title}: {count} of {len(mine)} solved"]
-        lines += [_row(made.number, made.title, done.get(made.name)) for made in mine]
-    total = sum(made.name in done for made in known)
-    where = "progress is not kept (VIMLEARN_PROGRESS is off)" if path is None else f"kept in {path}"
-    return "\n".join([f"{total} of {len(known)} exercises solved, {where}", *lines])
+        if mine:
+            count = sum(made.name in done for made in mine)
+            lines += ["", f"{chapter.number} {chapter.title}: {count} of {len(mine)} solved"]
+            lines += [_row(made.number, made.title, done.get(made.name)) for made in mine]
+    return "\n".join(lines)
 
 
 def _row(number: str, title: str, entry: dict | None) -> str:
@@ -88,31 +107,25 @@ def _row(number: str, title: str, entry: dict | None) -> str:
     return f"  ✓ solved  {number:<5} {title} ({entry['date']}, {attempts})"
 
 
-def _read(path: Path, *, set_aside: bool) -> tuple[dict[str, dict], str | None]:
-    """Return the entries, and a line where the file is damaged and `set_aside` says to rename it."""
+def _read(path: Path) -> dict[str, dict] | None:
+    """Return the entries, none where there is no file yet, or None where the file is damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}, None
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    try:
-        entries = json.loads(text)["solved"]
+        entries = json.loads(path.read_text(encoding="utf-8"))["solved"]
         for entry in entries.values():
             datetime.date.fromisoformat(entry["date"])
             int(entry["attempts"])
-        return entries, None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        if not set_aside:
-            return {}, None
-    kept = _free_name(path)
-    path.rename(kept)
-    return {}, f"(the progress file was damaged; it is kept as {kept.name} and a new one is begun)"
+        return entries
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
-def _free_name(path: Path) -> Path:
+def _set_aside(path: Path) -> str:
     names = (path.with_name(f"{path.stem}.damaged{number}{path.suffix}") for number in range(1, 1000))
-    return next(name for name in names if not name.exists())
+    kept = next(name for name in names if not name.exists())
+    path.rename(kept)
+    return f"(the progress file was damaged; it is kept as {kept.name} and a new one is begun)"
 
 
 def _write(path: Path, entries: dict[str, dict]) -> None:
