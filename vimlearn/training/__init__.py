@@ -1,1 +1,11 @@
-"""Training, evaluation and their options."""
+"""Training: options, engine and the folder that a run writes.
+
+    from vimlearn.training import Options, Run, train
+    result = train(Options(run=Run(output=None, quiet=True)))
+"""
+
+from .engine import Result, train
+from .options import Data, Network, Options, Recipe, Run
+from .record import read_log
+
+__all__ = ["Data", "Network", "Options", "Recipe", "Result", "Run", "read_log", "train"]

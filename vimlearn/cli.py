@@ -1,0 +1,218 @@
+"""The command line: `vimlearn train | eval | progress`, also as `python -m vimlearn.cli`.
+
+What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
+"""
+
+__all__ = ["main"]
+
+import argparse
+import contextlib
+import inspect
+import io
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .errors import VimlearnError, nearest
+
+USAGE = """\
+usage: vimlearn COMMAND [OPTIONS]
+
+Vision Mamba: train it, test it, and see how far you are in the course.
+
+  vimlearn train      train a network; without options, the built-in one on handwritten digits
+  vimlearn eval       accuracy of a trained network, from its checkpoint
+  vimlearn progress   which exercises of the course you have solved
+
+  vimlearn COMMAND --help   every option of a command
+  vimlearn --version        the version
+"""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of `vimlearn eval`."""
+
+    checkpoint: str
+    """File of weights with its settings, as `vimlearn train` writes it: FOLDER/model.safetensors."""
+    dataset: str = "digits"
+    """Name of the set of images: digits. Its held-out part is used."""
+    batch_size: int = 256
+    """Images at a time, a count. It changes speed and memory, not results beyond rounding."""
+    confusion: bool = False
+    """Whether to print which class was taken for which as well."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command that `args` (by default those of the process) name, and return its exit code.
+
+    0: done. 2: bad input. 130: stopped by Ctrl-C.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        return _dispatch(args)
+    except VimlearnError as error:
+        print(f"vimlearn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"vimlearn: {stop or 'stopped'}", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    name, rest = (args[0], args[1:]) if args else ("--help", [])
+    if name in ("-h", "--help"):
+        print(USAGE, end="")
+    elif name == "--version":
+        from . import __version__
+        print(f"vimlearn {__version__}")
+    elif name in COMMANDS:
+        COMMANDS[name](rest)
+    else:
+        raise VimlearnError(f"unknown command {name!r}{nearest(name, COMMANDS)}; expected one of {', '.join(COMMANDS)}")
+    return 0
+
+
+def _train(args: list[str]) -> None:
+    """Train a network and write log, options and weights into a folder.
+
+    --config FILE.yaml takes options from a file, in the groups below. The command line goes over the file, and the file
+    over the defaults. The defaults printed here are those of the file where one is named.
+    """
+    from .training.options import Options, known_options, read_yaml
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--config", action="append")
+    try:
+        found, args = own.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise VimlearnError("--config needs the name of a YAML file") from error
+    if len(found.config or []) > 1:
+        raise VimlearnError(f"--config is given {len(found.config)} times; expected one file")
+    start = read_yaml(found.config[0]) if found.config else Options()
+    options = _parse(Options, "train", _train.__doc__, args, ["config", *known_options()], start)
+
+    from .data import load_dataset
+    from .evaluate import nearest_neighbour
+    from .training import train
+
+    result = train(options)
+    print(_accuracy_line(result.heldout, "held-out accuracy"))
+    print(f"  {nearest_neighbour(*load_dataset(options.data.dataset)):8.2%}  1-nearest neighbour on the same split, "
+          "which learns nothing")
+    if options.data.dataset == "digits":
+        print(NEIGHBOUR_NOTE)
+    if result.folder:
+        print(f"written to {result.folder}: log.csv, options.yaml, model.safetensors (after the last epoch)\n"
+              f"vimlearn eval --checkpoint {result.folder / 'model.safetensors'} gives the same accuracy")
+
+
+NEIGHBOUR_NOTE = """\
+            It is hard to beat here: the digits are tiny, centred and aligned, and the file keeps similar ones together,
+            so near copies of a held-out digit are among the training images (data/runs/README.md has the numbers)."""
+
+
+def _evaluate(args: list[str]) -> None:
+    """Measure a trained network on the held-out part of a set of images."""
+    options = _parse(EvalOptions, "eval", _evaluate.__doc__, args, [f.name for f in fields(EvalOptions)])
+
+    from .checkpoint import load_model
+    from .data import load_dataset
+    from .evaluate import evaluate
+
+    if not Path(options.checkpoint).is_file():
+        raise VimlearnError(f"there is no file {options.checkpoint}; expected the model.safetensors of a run")
+    if options.batch_size < 1:
+        raise VimlearnError(f"batch_size is {options.batch_size}; expected at least 1")
+    _, heldout = load_dataset(options.dataset)
+    result = evaluate(load_model(options.checkpoint), heldout, options.batch_size)
+    print(_accuracy_line(result, "top-1 accuracy, held out"))
+    print(f"  {result.topk_accuracy(5):8.2%}  top-5 accuracy\n  {result.loss:8.4f}  cross-entropy, nats\n")
+    print("\n".join(_class_table(result)))
+    if options.confusion:
+        print("\n" + "\n".join(_confusion_table(result)))
+
+
+def _accuracy_line(result, what: str) -> str:
+    right = (result.predictions == result.labels).sum().item()
+    return f"  {result.accuracy:8.2%}  {what} ({right} of {len(result.labels)} images)"
+
+
+def _class_table(result) -> list[str]:
+    """Return the rows: of the images of a class, how many were found; of what was named so, how much was right."""
+    found, named = result.confusion.sum(1).tolist(), result.confusion.sum(0).tolist()
+    right = result.confusion.diagonal().tolist()
+    wide = max(5, *map(len, result.classes))
+    rows = [f"  {'class':>{wide}}  images   right  recall  precision"]
+    for name, images, calls, hits in zip(result.classes, found, named, right, strict=True):
+        recall, precision = (f"{hits / count:.1%}" if count else "-" for count in (images, calls))
+        rows.append(f"  {name:>{wide}}  {images:6}  {hits:6}  {recall:>6}  {precision:>9}")
+    return rows
+
+
+def _confusion_table(result) -> list[str]:
+    wide = max(5, *map(len, result.classes))
+    rows = ["  row: true class, column: predicted class",
+            "  " + "".join(f"{name:>{wide}}" for name in ("", *result.classes))]
+    for name, counts in zip(result.classes, result.confusion.tolist(), strict=True):
+        rows.append("  " + "".join(f"{cell:>{wide}}" for cell in (name, *(count or "." for count in counts))))
+    return rows
+
+
+def _progress(args: list[str]) -> None:
+    """Show which exercises of the course are solved."""
+    if args in (["-h"], ["--help"]):
+        print(f"usage: vimlearn progress\n\n{_progress.__doc__}")
+        return
+    if args:
+        raise VimlearnError(f"`vimlearn progress` takes no options, found {args[0]!r}")
+    from .course.progress import report
+    print(report())
+
+
+COMMANDS = {"train": _train, "eval": _evaluate, "progress": _progress}
+
+
+def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):
+    """Turn flags into the dataclass `form`, over the values of `start`; every complaint becomes a VimlearnError."""
+    import tyro
+
+    default = {} if start is None else {"default": start}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options, left = tyro.cli(tyro.conf.OmitArgPrefixes[form], prog=f"vimlearn {command}", args=args,
+                                     description=inspect.cleandoc(description), return_unknown_args=True, **default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise VimlearnError(f"{_first_sentence(complaint.getvalue())}; "
+                            f"`vimlearn {command} --help` explains every option") from None
+    for word in left:
+        name = word.split("=")[0]
+        if not name.startswith("-"):
+            raise VimlearnError(f"unexpected {word!r}; expected options such as --{next(iter(known))} VALUE")
+        flags = [option.replace("_", "-") for option in known]
+        hint = nearest(name.lstrip("-").replace("_", "-"), flags).replace("'", "'--", 1)
+        raise VimlearnError(f"unknown option {name}{hint}; `vimlearn {command} --help` lists all")
+    return options
+
+
+def _first_sentence(box: str) -> str:
+    """Return what tyro says first in its framed message, on one line."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip("│|+ ╭╮╰╯─")
+        if line.startswith(("╭", "+")):
+            continue
+        if not text:
+            break
+        lines.append(text)
+    # A check of our own names what is wrong; tyro puts the dataclass in front of it.
+    return re.sub(r"^Error parsing \w*Options: ", "", " ".join(lines)).rstrip(".") or "the options cannot be read"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
