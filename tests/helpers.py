@@ -13,14 +13,15 @@ def scan_inputs(b=2, l=7, e=5, n=3, dtype=torch.float64, seed=0, **leave_out):
         return torch.randn(*sizes, generator=g, dtype=torch.float64)
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = {"u": normal(b, l, e), "delta": normal(b, l, e), "A": -torch.rand(e, n, generator=g).double() * 3 - 0.1,
-               "B": normal(b, l, n), "C": normal(b, l, n), "D": normal(e), "z": normal(b, l, e), "delta_bias": normal(e)}
+    A = -torch.rand(e, n, generator=g).double() * 3 - 0.1
+    tensors = {"u": normal(b, l, e), "delta": normal(b, l, e), "A": A, "B": normal(b, l, n), "C": normal(b, l, n),
+               "D": normal(e), "z": normal(b, l, e), "delta_bias": normal(e)}
     tensors = {k: v.to(wide if k in ("A", "D", "delta_bias") else dtype) for k, v in tensors.items()}
     return {k: v for k, v in tensors.items() if k not in leave_out}
 
 
 def with_gradients(function, tensors, seed=1):
-    """Return the outputs of `function(**tensors)` and the gradients of a random weighted sum of all of them, by name."""
+    """Return the outputs of `function(**tensors)` and the gradients of a randomly weighted sum of them, by name."""
     leaves = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
     outputs = function(**leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,18 +1,21 @@
 """One name for each operation, several implementations behind it, chosen by device.
 
-An operation registers each backend with the place where its function is found (`"module:function"`). The module is
-imported when the backend is first used, so a compiler is never loaded for nothing. `backend="auto"` takes the
-first registered backend that is meant for the tensor's device.
+An operation registers each backend with a loader: a function that imports the backend's module and returns its
+function. The loader runs when the backend is first used, so a compiler is never loaded for nothing. `backend="auto"`
+takes the first registered backend that is meant for the tensor's device.
 
-    scan = Operation("selective_scan")
-    scan.register("parallel", "vimlearn.scan_parallel:selective_scan")
-    scan.register("numba", "vimlearn.kernels.numba_scan:selective_scan", devices=("cpu",), before="parallel")
-    function = scan.choose("auto", torch.device("cpu"))
+    def load_numba():
+        from .kernels.numba_scan import selective_scan_numba
+        return selective_scan_numba
+
+    SCAN.register("numba", load_numba, devices=("cpu",), before="parallel")
+    function = SCAN.choose("auto", torch.device("cpu"))
+
+The `import` stands in a function, and not in a string handed to importlib, because `torch.compile` can trace it.
 """
 
 __all__ = ["BACKENDS", "Operation", "check_backend"]
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,7 +36,7 @@ def check_backend(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Backend:
-    place: str
+    load: Callable[[], Callable]
     devices: tuple[str, ...] | None
 
 
@@ -44,15 +47,15 @@ class Operation:
     name: str
     _backends: dict[str, _Backend] = field(default_factory=dict)
 
-    def register(self, backend: str, place: str, *, devices: tuple[str, ...] | None = None,
+    def register(self, backend: str, load: Callable[[], Callable], *, devices: tuple[str, ...] | None = None,
                  before: str | None = None) -> None:
-        """Add `backend`, found at `place` ("module:function"), for the given device types (None: all).
+        """Add `backend`, whose function `load` returns, for the given device types (None: all).
 
         `auto` tries backends in the order of registration; `before` puts this one ahead of another.
         """
         items = list(self._backends.items())
         at = [name for name, _ in items].index(before) if before else len(items)
-        items.insert(at, (check_backend(backend), _Backend(place, devices)))
+        items.insert(at, (check_backend(backend), _Backend(load, devices)))
         self._backends = dict(items)
 
     def available(self, device: torch.device) -> list[str]:
@@ -73,8 +76,7 @@ class Operation:
         return self._load(backend)
 
     def _load(self, backend: str) -> Callable:
-        module, function = self._backends[backend].place.split(":")
         try:
-            return getattr(importlib.import_module(module), function)
+            return self._backends[backend].load()
         except ImportError as error:
             raise VimlearnError(f"backend {backend!r} of {self.name} cannot be loaded: {error}") from error

@@ -57,7 +57,7 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
         sha256: what the file must hash to (hexadecimal); the published Vim-Ti files are checked without it.
 
     Returns a LoadReport. Raises VimlearnError on a file that is missing, damaged, or holds anything but weights, and
-    on keys that are missing, unexpected or misshapen, which it names. Reference: section 3.
+    on keys that are missing, unexpected or misshapen, which it names.
     """
     if not isinstance(model, VisionMamba):
         raise VimlearnError(f"the model is a {type(model).__name__}; expected a vimlearn.VisionMamba")

@@ -11,7 +11,7 @@ import torch
 
 from .errors import VimlearnError
 
-# Published files whose hashes are known (reference, section 3.2)
+# Published files whose hashes are known
 KNOWN_SHA256 = {
     "vim_t_midclstok_76p1acc.pth": "fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5",
     "vim_t_midclstok_ft_78p3acc.pth": "9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54",

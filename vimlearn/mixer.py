@@ -78,7 +78,7 @@ class BidirectionalMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh parameters as the published code does, its oddities included (reference: code, not paper)."""
+        """Draw fresh parameters as the published code does, its oddities included."""
         for d in self.directions():
             # A = -(1, 2, ..., n) in every channel (S4D-real)
             d.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(d.A_log))

@@ -9,7 +9,7 @@
 | `vim_small_patch16_stride8_224` | 384 | 8      | 730    | 26,001,256 |
 | `vim_base_patch16_stride8_224`  | 768 | 8      | 730    | 98,007,784 |
 
-All: 24 blocks, 16 states, class token in the middle, RMSNorm (Vim paper, section 3.5; reference 1.1). `pretrained=True`
+All: 24 blocks, 16 states, class token in the middle, RMSNorm (Vim paper, section 3.5). `pretrained=True`
 fetches the published weights where there are any: none exist for the base network with stride 8.
 """
 
@@ -23,7 +23,7 @@ from .vim import VisionMamba
 
 
 def _cfg(**kwargs) -> dict:
-    """Return timm's description of input and evaluation transform (reference 5.4)."""
+    """Return timm's description of input and evaluation transform, as in the published code."""
     return {"input_size": (3, 224, 224), "num_classes": 1000, "crop_pct": 0.875, "interpolation": "bicubic",
             "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "first_conv": "patch_embed.proj",
             "classifier": "head", "license": "apache-2.0", **kwargs}

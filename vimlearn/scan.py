@@ -26,10 +26,6 @@ from torch import Tensor
 from .backends import Operation
 from .checks import check_scan, state_dtype
 
-SCAN = Operation("selective_scan")
-SCAN.register("parallel", "vimlearn.scan_parallel:selective_scan_parallel")
-SCAN.register("loop", "vimlearn.scan:selective_scan_loop")
-
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
                    z: Tensor | None = None, *, delta_bias: Tensor | None = None, delta_softplus: bool = False,
@@ -104,3 +100,13 @@ def finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None, dtype: torc
     if z is not None:
         y = y * F.silu(z.to(y.dtype))
     return y.to(dtype)
+
+
+def _load_parallel():
+    from .scan_parallel import selective_scan_parallel
+    return selective_scan_parallel
+
+
+SCAN = Operation("selective_scan")
+SCAN.register("parallel", _load_parallel)
+SCAN.register("loop", lambda: selective_scan_loop)

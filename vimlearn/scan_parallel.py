@@ -47,10 +47,9 @@ def associative_scan_(a: Tensor, x: Tensor, reverse: bool = False) -> Tensor:
 
 def selective_scan_parallel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
     """Run the selective scan with `associative_scan_`. Arguments as `selective_scan`; returns (out, last state)."""
-    with torch.autocast(u.device.type, enabled=False):
-        x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
-        y, last_state, _ = scan_parallel(x, step, A, B32, C32, reverse)
-        return finish(y, x, D, z, u.dtype), last_state
+    x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
+    y, last_state, _ = scan_parallel(x, step, A, B32, C32, reverse)
+    return finish(y, x, D, z, u.dtype), last_state
 
 
 @torch.library.custom_op("vimlearn::scan_parallel", mutates_args=())
@@ -64,12 +63,14 @@ def scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     s = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     blocks = _blocks(u.shape[1], reverse)
     starts = s.new_empty(len(blocks), *s.shape)
-    for k, block in enumerate(blocks):
-        starts[k] = s
-        states, _ = _states(u[:, block], delta[:, block], A, B[:, block], s, reverse)
-        # (b, block, e, n) @ (b, block, n, 1) -> (b, block, e)
-        y[:, block] = (states @ C[:, block].unsqueeze(-1)).squeeze(-1)
-        s = states[:, 0 if reverse else -1]
+    # Autocast reaches into operators written in Python, and would turn the products into bfloat16.
+    with torch.autocast(u.device.type, enabled=False):
+        for k, block in enumerate(blocks):
+            starts[k] = s
+            states, _ = _states(u[:, block], delta[:, block], A, B[:, block], s, reverse)
+            # (b, block, e, n) @ (b, block, n, 1) -> (b, block, e)
+            y[:, block] = (states @ C[:, block].unsqueeze(-1)).squeeze(-1)
+            s = states[:, 0 if reverse else -1]
     return y, s.clone(), starts
 
 
@@ -91,12 +92,13 @@ def scan_parallel_backward(grad_y: Tensor, grad_last: Tensor, u: Tensor, delta: 
     grad_A = torch.zeros_like(A)
     # What flows into the last state of a block from all that comes after it, (b, e, n).
     carry = grad_last
-    for k, block in reversed(list(enumerate(_blocks(u.shape[1], reverse)))):
-        part = [x[:, block] for x in (u, delta, B, C)]
-        *block_grads, block_grad_A, carry = _block_backward(grad_y[:, block], carry, A, starts[k], reverse, *part)
-        for grad, value in zip(grads, block_grads, strict=True):
-            grad[:, block] = value
-        grad_A += block_grad_A
+    with torch.autocast(u.device.type, enabled=False):
+        for k, block in reversed(list(enumerate(_blocks(u.shape[1], reverse)))):
+            part = [x[:, block] for x in (u, delta, B, C)]
+            *block_grads, block_grad_A, carry = _block_backward(grad_y[:, block], carry, A, starts[k], reverse, *part)
+            for grad, value in zip(grads, block_grads, strict=True):
+                grad[:, block] = value
+            grad_A += block_grad_A
     grad_u, grad_delta, grad_B, grad_C = grads
     return grad_u, grad_delta, grad_A, grad_B, grad_C
 

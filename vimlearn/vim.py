@@ -55,8 +55,8 @@ class PatchEmbed(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         height, width = self.img_size
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != self.in_chans or not len(images):
-            found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        if not isinstance(found, tuple) or images.dim() != 4 or found[1] != self.in_chans or found[0] == 0:
             raise VimlearnError(f"images: found {found}; expected a tensor (b, {self.in_chans}, {height}, {width}) "
                                 "with b at least 1")
         if tuple(images.shape[2:]) != self.img_size:
@@ -162,7 +162,7 @@ class VisionMamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh parameters for everything outside the mixers, which have drawn their own (reference 1.8)."""
+        """Draw fresh parameters for everything outside the mixers, which have drawn their own (published code)."""
         patch = self.patch_embed.proj
         # LeCun normal; 0.8796 is the spread of a normal cut at 2 sigma, although the published draw is not cut there.
         nn.init.trunc_normal_(patch.weight, std=patch.weight[0].numel() ** -0.5 / 0.87962566103423978)
@@ -191,7 +191,7 @@ class VisionMamba(nn.Module):
         x = self.patch_embed(images)
         at = self.class_token_index
         if at is not None:
-            x = torch.cat([x[:, :at], self.cls_token.to(x.dtype).expand(len(x), -1, -1), x[:, at:]], dim=1)
+            x = torch.cat([x[:, :at], self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at:]], dim=1)
         return x + self.pos_embed
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -1,0 +1,328 @@
+"""Weights from and to files: every form, every way in which they do not fit, and files that mean harm."""
+
+import argparse
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from vimlearn import VimlearnError, VisionMamba, download, load_checkpoint, resize_position_embedding, save_checkpoint
+from vimlearn.checkpoint import load_model
+
+
+def network(**settings):
+    return VisionMamba(**{"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 2, **settings})
+
+
+def assert_same(model, other):
+    state = other.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file in the published form, and the network in it; `model_ema` holds other weights."""
+    model, ema = network(), network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(1, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    content = {"model": model.state_dict(), "model_ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
+               "lr_scheduler": {"base_values": [1e-3]}, "epoch": 299, "scaler": "none",
+               "args": argparse.Namespace(lr=1e-3, data_path="imagenet", distributed=True, sizes=[1, 2])}
+    torch.save(content, tmp_path / "vim.pth")
+    return tmp_path / "vim.pth", model, ema
+
+
+def test_published_form(published):
+    path, model, ema = published
+    target = network()
+    report = load_checkpoint(target, path)
+    assert_same(target, model)
+    assert len(report.loaded) == len(model.state_dict()) and not (report.resized or report.reset or report.dropped)
+    load_checkpoint(target, path, weights="ema")
+    assert_same(target, ema)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_plain_state_dict_and_data_parallel_prefix(tmp_path, old_format):
+    model = network()
+    for prefix in ("", "module."):
+        state = {prefix + k: v for k, v in model.state_dict().items()}
+        torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=not old_format)
+        target = network()
+        load_checkpoint(target, tmp_path / "w.pt")
+        assert_same(target, model)
+
+
+def test_save_and_load(tmp_path):
+    model = network(class_token="first", halve_directions=False, norm="layer")
+    path = save_checkpoint(model, tmp_path / "deep" / "w.safetensors", {"note": "x"})
+    loaded = load_model(path)
+    assert loaded.config == model.config and not loaded.training
+    assert_same(loaded, model)
+    assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
+    path = save_checkpoint(network(), tmp_path / "w.safetensors")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("vimlearn.checkpoint.os.replace", full)
+    with pytest.raises(VimlearnError, match="No space left"):
+        save_checkpoint(network(), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize("write", [lambda c, p: torch.save(c, p), lambda c, p: p.write_bytes(pickle.dumps(c)),
+                                   lambda c, p: torch.save(c, p, _use_new_zipfile_serialization=False)],
+                         ids=["zip", "pickle", "old"])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"model": {}, "args": x},
+                                  lambda x: {"model": {}, "args": argparse.Namespace(a=x)}],
+                         ids=["bare", "args", "namespace"])
+def test_a_hostile_file_runs_nothing(tmp_path, monkeypatch, write, wrap):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pth"
+    write(wrap(Payload()), path)
+    with pytest.raises(VimlearnError, match=r"was not opened|damaged"):
+        load_checkpoint(network(), path)
+    assert not (tmp_path / "harm").exists()
+    # The payload is live: Python's own reader would have run it.
+    if path.read_bytes()[:2] != b"PK" and write(wrap(Payload()), path) is not None:
+        pickle.loads(path.read_bytes())
+        assert (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04 garbage", b"\x80\x02garbage", b"text", b"\x00" * 100,
+                                     b"\xff" * 64, (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(VimlearnError, match="damaged"):
+        load_checkpoint(network(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["vim.pth", "w.safetensors"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
+def test_truncated_files(published, name, keep):
+    folder = published[0].parent
+    save_checkpoint(network(), folder / "w.safetensors")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:int(len(content) * keep)])
+    target = network()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(VimlearnError, match="damaged"):
+        load_checkpoint(target, folder / name)
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [
+    {"epoch": 1}, [1, 2], {"model": {"a": 1}}, {}], ids=["other", "list", "numbers", "empty"])
+def test_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(VimlearnError, match="no state dict"):
+        load_checkpoint(network(), tmp_path / "w.pth")
+
+
+def change(state, **changes):
+    return {k: v for k, v in {**state, **changes}.items() if v is not None}
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"norm_f.weight": None}, "1 missing: norm_f.weight"),
+    ({"extra": torch.ones(1)}, "1 unexpected: extra"),
+    ({"layers.0.mixer.D": torch.ones(3)}, r"1 misshapen: layers.0.mixer.D \(3,\), expected \(32,\)"),
+    ({"head.weight": torch.ones(7, 16), "head.bias": torch.ones(7)}, "7 classes and the model 5.*reset_head"),
+    ({"pos_embed": torch.ones(1, 12, 16)}, "no square"),
+    ({"pos_embed": torch.ones(1, 17, 8)}, "misshapen: pos_embed"),
+    ({"pos_embed": torch.ones(17)}, "misshapen: pos_embed")])
+def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path, changes, words):
+    target = network()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    save_file(change(network().state_dict(), **changes), tmp_path / "w.safetensors")
+    with pytest.raises(VimlearnError, match=words):
+        load_checkpoint(target, tmp_path / "w.safetensors")
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize("setting, value", [("class_token", "first"), ("halve_directions", False), ("norm_eps", 1e-6)])
+def test_settings_that_leave_no_trace_in_shapes_are_compared(tmp_path, setting, value):
+    path = save_checkpoint(network(**{setting: value}), tmp_path / "w.safetensors")
+    with pytest.raises(VimlearnError, match=f"{setting}={value!r}"):
+        load_checkpoint(network(), path)
+
+
+def test_other_classes_keep_the_fresh_head(published):
+    path, model, _ = published
+    target = network(num_classes=3)
+    fresh = target.head.weight.clone()
+    assert load_checkpoint(target, path, reset_head=True).reset == ["head.bias", "head.weight"]
+    assert torch.equal(target.head.weight, fresh) and torch.equal(target.cls_token, model.cls_token)
+
+
+def test_backbone_without_head_and_class_token(published):
+    """A 17-row checkpoint loads into a network without class token: its row is taken out of the middle."""
+    path, model, _ = published
+    target = network(num_classes=0, class_token=None, global_pool="avg")
+    report = load_checkpoint(target, path)
+    assert report.dropped == ["head.bias", "head.weight", "cls_token"]
+    rows = torch.cat([model.pos_embed[:, :8], model.pos_embed[:, 9:]], dim=1)
+    assert torch.equal(target.pos_embed, rows)
+
+
+def test_missing_class_token_is_an_error(tmp_path):
+    save_file(network(class_token=None, global_pool="avg").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(VimlearnError, match="no row for a class token"):
+        load_checkpoint(network(), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("size", [32, (24, 40)])
+def test_positions_follow_the_image_size(published, size):
+    path, model, _ = published
+    target = network(img_size=size)
+    assert load_checkpoint(target, path).resized == ["pos_embed"]
+    expected = resize_position_embedding(model.pos_embed, (4, 4), target.patch_embed.grid_size, old_class_index=8,
+                                         new_class_index=target.class_token_index)
+    assert torch.equal(target.pos_embed, expected)
+
+
+def test_non_square_source_needs_its_grid(tmp_path):
+    model = network(img_size=(16, 24))
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    target = network(img_size=(24, 16))
+    load_checkpoint(target, tmp_path / "w.safetensors", source_grid=(4, 6))
+    assert not torch.equal(target.pos_embed, model.pos_embed)
+    # A file with settings knows its grid itself.
+    other = network(img_size=(24, 16))
+    load_checkpoint(other, save_checkpoint(model, tmp_path / "v.safetensors"))
+    assert_same(other, target)
+
+
+def ramp(grid, class_index):
+    """Positions that say where they are: (row, column) scaled to 0 ... 1, and a class row of 7s."""
+    rows, columns = grid
+    r = (torch.arange(rows) + 0.5) / rows
+    c = (torch.arange(columns) + 0.5) / columns
+    patches = torch.stack(torch.meshgrid(r, c, indexing="ij"), dim=-1).reshape(1, -1, 2)
+    return torch.cat([patches[:, :class_index], torch.full((1, 1, 2), 7.0), patches[:, class_index:]], dim=1)
+
+
+def test_resize_keeps_places_and_the_class_row():
+    resized = resize_position_embedding(ramp((14, 14), 98), (14, 14), (28, 28), old_class_index=98,
+                                        new_class_index=392)
+    expected = ramp((28, 28), 392)
+    # Away from the border bicubic follows a ramp to a tenth of a new cell.
+    inner = (expected[0] - 0.5).abs().amax(-1) < 0.35
+    assert (resized - expected)[0, inner].abs().max() < 0.1 / 28
+    assert (resized[0, 392] == 7).all() and ((resized[0] == 7).all(-1)).sum() == 1
+
+
+def test_published_rule_is_off_by_a_cell_and_smears_the_class_row():
+    """Row 0 is taken for the class row: patches before the class token land one cell early."""
+    rows = ramp((14, 14), 98)
+    found = resize_position_embedding(rows, (14, 14), (14, 14), old_class_index=98, new_class_index=98,
+                                      rule="published")
+    assert torch.equal(found, rows)
+    found = resize_position_embedding(rows, (14, 14), (27, 27), old_class_index=98, new_class_index=364,
+                                      rule="published")
+    grid = F.interpolate(rows[:, 1:].reshape(1, 14, 14, 2).permute(0, 3, 1, 2), size=(27, 27), mode="bicubic")
+    torch.testing.assert_close(found, torch.cat([rows[:, :1], grid.flatten(2).transpose(1, 2)], dim=1))
+    right = resize_position_embedding(rows, (14, 14), (27, 27), old_class_index=98, new_class_index=364)
+    assert (found - right).abs().max() > 1
+
+
+def test_first_class_token_both_rules_agree():
+    rows = torch.cat([torch.full((1, 1, 2), 7.0), torch.randn(1, 16, 2)], dim=1)
+    both = [resize_position_embedding(rows, (4, 4), (7, 7), old_class_index=0, new_class_index=0, rule=rule)
+            for rule in ("grid", "published")]
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"weights": "best"}, "unknown weights"), ({"position_rule": "bilinear"}, "unknown rule"),
+    ({"sha256": "0" * 64}, "hashes to")])
+def test_wrong_arguments(published, arguments, words):
+    with pytest.raises(VimlearnError, match=words):
+        load_checkpoint(network(img_size=32), published[0], **arguments)
+
+
+def test_ema_is_missing(tmp_path):
+    torch.save({"model": network().state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(VimlearnError, match="no 'model_ema'"):
+        load_checkpoint(network(), tmp_path / "w.pth", weights="ema")
+
+
+@pytest.mark.parametrize("source", ["nowhere.pth", "runs/nowhere.safetensors", "./a/b.pth", "/a/b/c/d.pth"])
+def test_missing_file(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(VimlearnError, match="no file"):
+        load_checkpoint(network(), source)
+
+
+def test_not_a_network_and_numpy_files(tmp_path):
+    with pytest.raises(VimlearnError, match="is a Linear"):
+        load_checkpoint(torch.nn.Linear(1, 1), "x")
+    np.save(tmp_path / "w.npy", np.ones(3))
+    with pytest.raises(VimlearnError, match="damaged"):
+        load_checkpoint(network(), tmp_path / "w.npy")
+
+
+def test_url_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    """A file server on this machine; a file that does not hash as told is refused and removed."""
+    import hashlib
+    import http.server
+    import threading
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    model = network()
+    path = save_checkpoint(model, tmp_path / "w.safetensors")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path)
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/w.safetensors"
+    try:
+        with pytest.raises(VimlearnError, match="hashes to"):
+            load_checkpoint(network(), url, sha256="1" * 64)
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        target = network()
+        load_checkpoint(target, url, sha256=digest)
+        assert_same(target, model)
+        with pytest.raises(VimlearnError, match="cannot download"):
+            load_checkpoint(network(), url + ".missing")
+    finally:
+        server.shutdown()
+    load_checkpoint(network(), url, sha256=digest)
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no connection")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(VimlearnError, match="cannot fetch someone/vim"):
+        load_checkpoint(network(), "someone/vim/w.pth")
+
+
+def test_hub_file_with_a_known_name_is_checked(tmp_path, monkeypatch):
+    name = "vim_t_midclstok_76p1acc.pth"
+    assert name in download.KNOWN_SHA256
+    torch.save(network().state_dict(), tmp_path / name)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / name))
+    with pytest.raises(VimlearnError, match="hashes to"):
+        load_checkpoint(network(), f"hustvl/Vim-tiny-midclstok/{name}")

@@ -1,0 +1,49 @@
+"""`torch.compile` and `torch.export` see the scan as one node and give the same numbers and gradients."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import assert_near
+
+from vimlearn import VisionMamba
+
+COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+NEEDS_COMPILER = pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)]
+
+
+@pytest.fixture
+def network():
+    return VisionMamba(img_size=16, patch_size=4, num_classes=5, embed_dim=16, depth=2)
+
+
+def gradients(model, function, images):
+    model.zero_grad()
+    out = function(images)
+    out.square().sum().backward()
+    return {"logits": out.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_values_and_gradients(network, backend):
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    images = torch.randn(2, 3, 16, 16)
+    assert_near(gradients(network, compiled, images), gradients(network, network, images), 1e-4)
+
+
+def test_compile_with_a_changing_batch(network):
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
+    for b in (2, 3, 5):
+        images = torch.randn(b, 3, 16, 16)
+        assert_near({"logits": compiled(images)}, {"logits": network(images)}, 1e-5)
+
+
+def test_export(network):
+    network.eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(network, (torch.randn(2, 3, 16, 16),), dynamic_shapes=({0: batch},))
+    assert sum("scan_parallel" in str(node.target) for node in program.graph.nodes) == 4
+    for b in (1, 2, 7):
+        images = torch.randn(b, 3, 16, 16)
+        assert_near({"logits": program.module()(images)}, {"logits": network(images)}, 1e-5)
