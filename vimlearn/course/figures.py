@@ -14,8 +14,8 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-from cycler import cycler
 from IPython.display import display
+from matplotlib import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
