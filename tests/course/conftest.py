@@ -13,8 +13,14 @@ def keeps_no_progress(monkeypatch):
     monkeypatch.setattr(progress, "_attempts", {})
 
 
+@pytest.fixture(scope="session")
+def planted() -> dict[str, set[str]]:
+    """The messages that `rejected` has seen in this session, for each check."""
+    return {}
+
+
 @pytest.fixture
-def rejected():
+def rejected(planted):
     """Return `rejected(name, answer, *words)`: the check says "not yet" and its message holds all the words."""
 
     def assert_rejected(name: str, answer: object, *words: str) -> None:
@@ -22,5 +28,6 @@ def rejected():
         assert result.status == "not yet", f"{name} took a wrong answer as {result.status}: {result.message}"
         missing = [word for word in words if word.lower() not in result.message.lower()]
         assert words and not missing, f"{name} does not say {missing}: {result.message}"
+        planted.setdefault(name, set()).add(result.message)
 
     return assert_rejected

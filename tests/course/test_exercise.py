@@ -85,6 +85,26 @@ def test_a_missing_return_is_named(double):
     assert verdict(forgot) == ("not yet", "your function returns None; does it end with a return line?")
 
 
+def test_a_gap_that_is_left_in_the_middle_is_not_started(double):
+    def gap(x):
+        y = ...
+        return y
+
+    assert verdict(gap) == ("not started", "your function still returns ...; replace it, then run this cell again")
+
+
+def test_an_error_in_a_helper_is_named_with_the_helpers_line(double):
+    def helper(x):
+        return x.sum(dim=3)
+
+    def outer(x):
+        return helper(x)
+
+    message = verdict(outer)[1]
+    assert f"at line {helper.__code__.co_firstlineno + 1} (`return x.sum(dim=3)`)" in message
+    assert message.count("at line") == 1
+
+
 def test_an_error_is_named_with_the_learners_own_line(double):
     def wrong_axis(x):
         return x.sum(dim=3)
@@ -124,6 +144,17 @@ def test_warnings_and_random_states_are_left_alone(double, recwarn):
     assert not recwarn.list
 
 
+def test_an_error_outside_of_call_is_one_line_too(registry):
+    @exercise.exercise("1.3", "Leave")
+    def leave(answer):
+        return answer()
+
+    def go():
+        raise SystemExit("good\nbye")
+
+    assert grade("leave", go).message == "the check cannot read this answer (SystemExit: good bye)"
+
+
 def test_stopping_by_hand_still_stops(double):
     def interrupted(x):
         raise KeyboardInterrupt
@@ -146,6 +177,12 @@ def test_gradients_are_those_of_every_floating_point_argument():
     torch.testing.assert_close(dx / da, a / x)
     assert not x.requires_grad
     assert gradients(lambda x, a: x, x, a)[1].eq(0).all()
+
+
+def test_gradients_weigh_the_outputs_unevenly():
+    # The entries of a softmax sum to 1, so that the gradient of their plain sum would be 0 whatever was computed.
+    (dx,) = gradients(lambda x: torch.softmax(x, 0), torch.tensor([1.0, 2.0, 4.0]))
+    assert dx.abs().max() > 0.01
 
 
 def test_lost_and_failing_gradients_are_named():
