@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import inspect
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterable
@@ -201,17 +202,14 @@ def _parse(form: type, command: str, description: str, args: list[str], known: I
 
 
 def _first_sentence(box: str) -> str:
-    """Return what tyro says first in its framed message, on one line."""
-    lines = []
-    for line in box.splitlines():
-        text = line.strip("│|+ ╭╮╰╯─")
-        if line.startswith(("╭", "+")):
-            continue
-        if not text:
-            break
-        lines.append(text)
+    """Return what tyro says first in its framed message, on one line: what stands below the title, up to a rule."""
+    title, *lines = [line.strip(" │╭╮╰╯") for line in box.splitlines() if line.strip()] or [""]
+    if lines and not lines[0].strip("-─"):
+        # Where the frame cannot be drawn, the title has a rule of its own.
+        del lines[0]
+    lines = list(itertools.takewhile(lambda line: line.strip("-─"), lines))
     # A check of our own names what is wrong; tyro puts the dataclass in front of it.
-    return re.sub(r"^Error parsing \w*Options: ", "", " ".join(lines)).rstrip(".") or "the options cannot be read"
+    return re.sub(r"^Error parsing \w*Options: ", "", " ".join(lines)).rstrip(".") or title.strip("─ ")
 
 
 if __name__ == "__main__":
