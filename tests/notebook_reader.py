@@ -10,7 +10,7 @@ import nbformat
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 EXERCISE_TAGS = ("exercise", "exercise-stub", "exercise-check", "exercise-help")
-PAPER_STUB = re.compile(r"^\w+(: [\w\[\], |.]+)? = (None|[({].*None.*[)}])$", re.MULTILINE | re.DOTALL)
+PAPER_STUB = re.compile(r"^\w+(: [^=\n]+)? = (None|[({][^\n]*None[^\n]*[)}])( *#.*)?$", re.MULTILINE)
 
 
 def tags(cell) -> list[str]:
