@@ -62,10 +62,10 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
     if not isinstance(model, VisionMamba):
         raise VimlearnError(f"the model is a {type(model).__name__}; expected a vimlearn.VisionMamba")
     state, config = read_checkpoint(fetch(source, sha256), weights)
-    _compare_settings(model.config, config)
+    class_token = config.get("class_token", source_class_token)
+    _compare_settings(model.config, {"class_token": class_token if "cls_token" in state else None, **config})
     report = LoadReport()
     state = _fit_head(model, state, reset_head, report)
-    class_token = config.get("class_token", source_class_token)
     grid = source_grid or _grid_of(config)
     state = _fit_positions(model, state, grid, class_token, position_rule, report)
     _check_keys(model, state, report)
@@ -176,8 +176,9 @@ def _compare_settings(own: dict, stored: dict) -> None:
         names.append("class_token")
     for name in names:
         if name in stored and stored[name] != own[name]:
+            hint = ", or pass source_class_token if that is wrong" if name == "class_token" else ""
             raise VimlearnError(f"the checkpoint was made with {name}={stored[name]!r} and the model has "
-                                f"{own[name]!r}; build it with {name}={stored[name]!r}")
+                                f"{own[name]!r}; build it with {name}={stored[name]!r}{hint}")
 
 
 def _fit_head(model, state, reset_head, report):

@@ -1,6 +1,6 @@
 """The causal depthwise convolution in front of each scan: every channel mixes a token with the k - 1 before it.
 
-    y[t] = bias + sum over j of weight[j] x[t - (k-1) + j],   x[t] = 0 outside   (Vim paper, Algorithm 1, line 8)
+    y[t] = bias + sum over j of weight[j] x[t - (k-1) + j],   x[t] = 0 outside   (Vim paper, Algorithm 1)
 
 Tensors are channel-last, (b, l, e), so no transpose stands between the projection, the convolution and the scan.
 """

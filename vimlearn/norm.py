@@ -17,7 +17,7 @@ from .errors import VimlearnError
 
 def add_rms_norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5, *,
                  backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """Add h to the residual stream and RMS-normalise the sum (Zhang and Sennrich 2019; Vim paper, Algorithm 1, line 1).
+    """Add h to the residual stream and RMS-normalise the sum (Zhang and Sennrich 2019; Vim paper, Algorithm 1).
 
     Arguments: h (b, l, d); residual (b, l, d), float32 or float64, or None for the first block; weight (d,), dtype of h
     or float32; eps is added to the mean square; backend as in `vimlearn.selective_scan`.

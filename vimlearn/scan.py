@@ -13,11 +13,13 @@ With d[t] = softplus(delta[t] + delta_bias) and the state s (e, n) at 0 before t
 | e      | inner width                 | `A`                    | (e, n)    |
 | n      | states a channel            | `D`, `delta_bias`      | (e,)      |
 
-As in the published code and against Eq. 2 of the paper, B is discretised by the plain product d B. The D skip is in the
+As in the published code and against Eq. 1 of the paper, B is discretised by the plain product d B. The D skip is in the
 code and not in Algorithm 1. This file holds the definition (`loop`) and the choice of backend.
 """
 
 __all__ = ["selective_scan", "selective_scan_loop"]
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     Returns out (b, l, e) in the dtype of u; with `return_last_state` also the last state (b, e, n) in the dtype of A.
     All tensors, the last state included, carry gradients on every backend. State and sums are kept in the dtype of A.
     Raises VimlearnError where shapes, dtypes or devices do not fit, on an empty sequence, or on an unknown backend.
-    Source: Vim paper, Algorithm 1, lines 10 to 17; the published code adds D.
+    Source: Vim paper, Algorithm 1; the published code adds D.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
     run = SCAN.choose(backend, u.device)
@@ -62,7 +64,7 @@ def selective_scan_loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delt
 
     Arguments and results as `selective_scan`; always returns (out, last state).
     """
-    with torch.autocast(u.device.type, enabled=False):
+    with no_autocast(u):
         x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
         y, last_state = _recurrence_loop(x, step, A, B32, C32, reverse)
         return finish(y, x, D, z, u.dtype), last_state
@@ -81,6 +83,12 @@ def _recurrence_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, 
         y[t] = (s @ C[t]).squeeze(-1)
     # (b, l, e)
     return torch.stack(y, dim=1), s
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which autocast leaves the operations on the device of x alone."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def prepare(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool):

@@ -5,8 +5,9 @@ One step of the recurrence s -> a s + x is the pair (a, x). Doing (a1, x1) and t
     (a1, x1) then (a2, x2) = (a2 a1, a2 x1 + x2),
 
 and this "then" is associative, so the steps may be combined in any grouping. `associative_scan_` combines neighbours,
-solves the half as long problem, and fills in the rest: about 2 l combinations in 2 log2(l) passes (Blelloch 1990;
-Mamba, section 3.3.2). A block of tokens is solved at a time, so that memory holds the (e, n) states of one block and
+solves the half as long problem, and fills in the rest: about 2 l combinations in at most 2 log2(l) passes (Brent and
+Kung 1982; Blelloch 1990; Mamba, section 3.3.2). The places that a pass writes and reads never meet, so it works in
+place, on views. A block of tokens is solved at a time, so that memory holds the (e, n) states of one block and
 not of the whole sequence; only the state at the start of each block is kept for the backward pass, which recomputes
 the rest. The gradient of a scan is a scan in the other direction.
 """
@@ -16,14 +17,14 @@ __all__ = ["associative_scan_", "selective_scan_parallel"]
 import torch
 from torch import Tensor
 
-from .scan import finish, prepare
+from .scan import finish, no_autocast, prepare
 
 # Tokens solved at once. Measured on a CPU: more leaves the caches, less pays for calls.
 BLOCK_TOKENS = 64
 
 
 def associative_scan_(a: Tensor, x: Tensor, reverse: bool = False) -> Tensor:
-    """Replace x by all states of `s[t] = a[t] s[t-1] + x[t]`, in place, in 2 log2(l) passes. `a` is overwritten.
+    """Replace x by all states of `s[t] = a[t] s[t-1] + x[t]`, in place. `a` is overwritten.
 
     Arguments: a, x (b, l, ...); reverse: whether `s[t] = a[t] s[t+1] + x[t]` is meant. Returns x.
     """
@@ -31,8 +32,8 @@ def associative_scan_(a: Tensor, x: Tensor, reverse: bool = False) -> Tensor:
     if length == 1:
         return x
     odd = length % 2
+    # For l = 7: second 1 3 5, first 0 2 4; then rest 2 4 6, known 1 3 5. In reverse all is counted from the end.
     if reverse:
-        # Counted from the end: every second token, the one before it in scan order, and what is left to fill in.
         second, first = slice(odd, None, 2), slice(odd + 1, None, 2)
         rest, known = slice(1 - odd, length - 1, 2), slice(2 - odd, None, 2)
     else:
@@ -64,7 +65,7 @@ def scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     blocks = _blocks(u.shape[1], reverse)
     starts = s.new_empty(len(blocks), *s.shape)
     # Autocast reaches into operators written in Python, and would turn the products into bfloat16.
-    with torch.autocast(u.device.type, enabled=False):
+    with no_autocast(u):
         for k, block in enumerate(blocks):
             starts[k] = s
             states, _ = _states(u[:, block], delta[:, block], A, B[:, block], s, reverse)
@@ -92,7 +93,7 @@ def scan_parallel_backward(grad_y: Tensor, grad_last: Tensor, u: Tensor, delta: 
     grad_A = torch.zeros_like(A)
     # What flows into the last state of a block from all that comes after it, (b, e, n).
     carry = grad_last
-    with torch.autocast(u.device.type, enabled=False):
+    with no_autocast(u):
         for k, block in reversed(list(enumerate(_blocks(u.shape[1], reverse)))):
             part = [x[:, block] for x in (u, delta, B, C)]
             *block_grads, block_grad_A, carry = _block_backward(grad_y[:, block], carry, A, starts[k], reverse, *part)
@@ -124,11 +125,10 @@ def _block_backward(grad_y, carry, A, start, reverse, u, delta, B, C):
     # Gradient of d[t] A, through a[t] s[t-1]
     start = start.unsqueeze(1)
     before = torch.cat([states[:, 1:], start] if reverse else [start, states[:, :-1]], dim=1)
+    grad_exponent = decay * before * g
+    grad_delta = torch.einsum("blen,en->ble", grad_exponent, A) + grad_input * u
+    grad_A = torch.einsum("blen,ble->en", grad_exponent, delta)
     carry = decay[:, previous] * g[:, previous]
-    decay *= before
-    decay *= g
-    grad_delta = torch.einsum("blen,en->ble", decay, A) + grad_input * u
-    grad_A = torch.einsum("blen,ble->en", decay, delta)
     return grad_input * delta, grad_delta, grad_B, grad_C, grad_A, carry
 
 

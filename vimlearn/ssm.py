@@ -1,6 +1,6 @@
 """Linear state-space models: from the differential equation to a recurrence and to a convolution.
 
-    s'(t) = A s(t) + B x(t),    y(t) = C s(t) + D x(t)                    (Vim paper, Eq. 1)
+    s'(t) = A s(t) + B x(t),    y(t) = C s(t) + D x(t)                    (Vim paper, section 3.1)
 
 | symbol here  | paper            | shape                                                   |
 |--------------|------------------|---------------------------------------------------------|
@@ -34,9 +34,9 @@ def discretize(A: Tensor, B: Tensor, delta: float | Tensor, method: str = "zoh",
             A[..., 0].
         method: `"euler"`     A_bar = I + delta A,  B_bar = delta B
                 `"bilinear"`  A_bar = (I - delta/2 A)^-1 (I + delta/2 A),  B_bar = (I - delta/2 A)^-1 delta B
-                `"zoh"`       A_bar = exp(delta A),  B_bar = A^-1 (A_bar - I) B  (Vim paper, Eq. 2; exact for an input
+                `"zoh"`       A_bar = exp(delta A),  B_bar = A^-1 (A_bar - I) B  (Vim paper, Eq. 1; exact for an input
                               that is constant over each step; A may be singular)
-                `"vim"`       A_bar = exp(delta A),  B_bar = delta B  (what Mamba and Vim compute; differs from Eq. 2)
+                `"vim"`       A_bar = exp(delta A),  B_bar = delta B  (what Mamba and Vim compute; differs from Eq. 1)
 
     Returns `(A_bar, B_bar)` in the shapes of A and B, after broadcasting with delta.
     Raises VimlearnError on an unknown method, or where the shapes do not fit.
@@ -63,10 +63,20 @@ def _discretize_diagonal(A: Tensor, B: Tensor, delta: float | Tensor, method: st
         return (1 + z / 2) / (1 - z / 2), delta * B / (1 - z / 2)
     if method == "vim":
         return z.exp(), delta * B
-    # expm1(z) / z tends to 1 as z tends to 0; the inner `where` keeps 0 / 0 out of the gradient.
-    nonzero = z != 0
-    ratio = torch.where(nonzero, torch.expm1(z) / torch.where(nonzero, z, 1), 1 + z / 2)
-    return z.exp(), delta * B * ratio
+    return z.exp(), delta * B * _expm1_over(z)
+
+
+def _expm1_over(z: Tensor) -> Tensor:
+    """Return (exp(z) - 1) / z, by its series near 0: there the quotient is 0 / 0, and its gradient cancels."""
+    near = z.abs() < 0.05
+    small = torch.where(near, z, 0)
+    series = torch.ones_like(z)
+    for k in range(8, 1, -1):
+        # 1 + z/2 (1 + z/3 (1 + ... z/8))
+        series = 1 + small / k * series
+    # The inner `where` keeps 0 / 0 out of the gradient.
+    away = torch.where(near, 1, z)
+    return torch.where(near, series, torch.expm1(away) / away)
 
 
 def _discretize_dense(A: Tensor, B: Tensor, delta: float | Tensor, method: str):
@@ -92,7 +102,7 @@ def recurrence(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, D: float | Te
     """Run `s[t] = A_bar s[t-1] + B_bar x[t]`, `y[t] = C s[t] + D x[t]` from s = 0, one step after the other.
 
     Arguments: A_bar (n,) diagonal or (n, n) dense; B_bar, C (n,); x (..., l); D a number or None.
-    Returns y, (..., l). Vim paper, Eq. 3. Raises VimlearnError where the shapes do not fit.
+    Returns y, (..., l). Vim paper, section 3.1. Raises VimlearnError where the shapes do not fit.
     """
     _check_system(A_bar, B_bar, C)
     s = x.new_zeros(*x.shape[:-1], B_bar.shape[0])
@@ -109,7 +119,7 @@ def recurrence(A_bar: Tensor, B_bar: Tensor, C: Tensor, x: Tensor, D: float | Te
 def convolution_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> Tensor:
     """Return the response to a single 1, `K[j] = C A_bar^j B_bar` for j = 0 ... length-1, shape (length,).
 
-    Arguments: A_bar (n,) diagonal or (n, n) dense; B_bar, C (n,). Vim paper, Eq. 4. It exists only because
+    Arguments: A_bar (n,) diagonal or (n, n) dense; B_bar, C (n,). Vim paper, section 3.1. It exists only because
     nothing depends on t: the selective scan has no such kernel.
     """
     _check_system(A_bar, B_bar, C)
@@ -127,7 +137,7 @@ def convolution_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> 
 def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """Return `y[t] = sum_j kernel[j] x[t-j]`, computed with the fast Fourier transform in O(l log l).
 
-    Arguments: x (..., l); kernel (l,). Returns (..., l). Vim paper, Eq. 4.
+    Arguments: x (..., l); kernel (l,). Returns (..., l). Vim paper, section 3.1.
     """
     length = x.shape[-1]
     if kernel.shape != (length,):

@@ -1,8 +1,8 @@
 """Vision Mamba: patches, a class token among them, a stack of bidirectional blocks, a linear head.
 
-    tokens = patches(image), the class token inserted, + positions        (b, l, d)     (Vim paper, Eq. 5)
-    r = r + h,  h = mixer(norm(r))      for each block                                  (Vim paper, Eq. 6)
-    logits = head(norm(r + h) at the class token)                                       (Vim paper, Eq. 7)
+    tokens = patches(image), the class token inserted, + positions        (b, l, d)     (Vim paper, Eq. 4)
+    r = r + h,  h = mixer(norm(r))      for each block                                  (Vim paper, section 3.2)
+    logits = head(norm(r + h) at the class token)                                       (Vim paper, section 3.2)
 
 State-dict keys and shapes are those of the published checkpoints. Method names are timm's, so that its trainers,
 feature extractors and tools work. Fixed to what was released: depthwise width k = 4, e = 2 d, r = d / 16 rounded up, a

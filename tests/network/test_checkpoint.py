@@ -162,6 +162,15 @@ def test_settings_that_leave_no_trace_in_shapes_are_compared(tmp_path, setting, 
         load_checkpoint(network(), path)
 
 
+def test_a_class_token_elsewhere_is_named_even_without_settings(published):
+    """A published file says nothing of its class token; it stands in the middle unless the caller says otherwise."""
+    with pytest.raises(VimlearnError, match="class_token='middle' and the model has 'first'"):
+        load_checkpoint(network(class_token="first"), published[0])
+    target = network(class_token="first")
+    load_checkpoint(target, published[0], source_class_token="first")
+    assert_same(target, published[1])
+
+
 def test_other_classes_keep_the_fresh_head(published):
     path, model, _ = published
     target = network(num_classes=3)

@@ -188,6 +188,14 @@ def test_autocast_leaves_the_scan_alone():
             assert torch.equal(a, b)
 
 
+def test_shapes_without_numbers():
+    """On the meta device every backend gives shapes and dtypes."""
+    tensors = {k: v.to("meta") for k, v in scan_inputs(l=70, dtype=torch.float32).items()}
+    for backend in ("loop", *FAST):
+        out, last = run(backend)(**tensors)
+        assert (out.shape, last.shape, out.device.type) == ((2, 70, 5), (2, 5, 3), "meta")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [1, 65, 1000])

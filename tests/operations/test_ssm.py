@@ -1,5 +1,8 @@
 """Linear state-space models: discretisation, recurrence and convolution."""
 
+import math
+from fractions import Fraction
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -60,6 +63,16 @@ def test_zero_order_hold_at_a_singular_matrix(dense):
     B_bar.sum().backward()
     # d/da of (exp(delta a) - 1) / a * b at 0 is delta^2 b / 2
     assert a.grad.item() == pytest.approx(0.25**2)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("z", [-1.0, -0.06, -0.05, -0.049, -1e-3, -1e-7, -1e-20, 0.0, 1e-6, 0.04, 0.3])
+def test_gradient_of_zero_order_hold_near_zero(z, dtype, limit):
+    """d/da of (exp(a) - 1) / a, against its series in exact fractions."""
+    a = torch.tensor([z], dtype=dtype, requires_grad=True)
+    discretize(a, torch.ones(1, dtype=dtype), 1.0, "zoh")[1].sum().backward()
+    exact = sum(Fraction(k, math.factorial(k + 1)) * Fraction(a.item()) ** (k - 1) for k in range(1, 25))
+    assert a.grad.item() == pytest.approx(float(exact), rel=limit)
 
 
 @pytest.mark.parametrize("method", DISCRETIZATIONS)
