@@ -48,7 +48,7 @@ def record(name: str, right: bool) -> str | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two notebooks may finish an exercise at the same moment: read, add and write as one step.
-        with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS, poll_interval=0.005):
             entries = _read(path)
             if entries is None:
                 entries, note = {}, _set_aside(path)
