@@ -15,7 +15,7 @@ from vimlearn.evaluate import evaluate
 from vimlearn.training import Options, Recipe, engine, read_log
 from vimlearn.training.options import GROUPS, read_yaml
 
-TINY = ["--patch-size", "4", "--embed-dim", "16", "--depth", "1", "--d-state", "2", "--epochs", "1", "--batch-size",
+TINY = ["--stride", "None", "--embed-dim", "16", "--depth", "1", "--d-state", "2", "--epochs", "1", "--batch-size",
         "256", "--quiet"]
 
 

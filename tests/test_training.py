@@ -31,8 +31,8 @@ def small_set(monkeypatch):
 
 def tiny(**changes) -> Options:
     """Return options for a run of well under a second; `changes` go to the group that knows them."""
-    settings = {"dataset": "few", "batch_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "d_state": 2,
-                "epochs": 2, "drop_path_rate": 0.2, "output": None, "quiet": True, **changes}
+    settings = {"dataset": "few", "batch_size": 16, "patch_size": 4, "stride": None, "embed_dim": 16, "depth": 2,
+                "d_state": 2, "epochs": 2, "drop_path_rate": 0.2, "output": None, "quiet": True, **changes}
     homes = known_options()
     return Options(**{name: group(**{key: value for key, value in settings.items() if homes[key] == name})
                       for name, group in GROUPS.items()})
@@ -45,7 +45,7 @@ def without_timings(log):
 # The loop
 
 def test_a_short_run_beats_chance_clearly():
-    options = Options(Network(patch_size=4, depth=1, embed_dim=32, d_state=2), Data(batch_size=32, shift=0),
+    options = Options(Network(stride=None, depth=1, embed_dim=32, d_state=2), Data(batch_size=32, shift=0),
                       Recipe(epochs=1, lr=1e-2, warmup_epochs=0), Run(output=None, quiet=True))
     # Chance is 0.1; this reaches about 0.86.
     assert train(options).heldout.accuracy > 0.6

@@ -32,13 +32,13 @@ class Network:
 
     model: str = "vim"
     """Name of the network: vim, a VisionMamba with the settings below."""
-    patch_size: int = 2
+    patch_size: int = 4
     """Side of a patch, pixels."""
-    stride: int | None = None
-    """Step from patch to patch, pixels. None: the side of a patch."""
+    stride: int | None = 2
+    """Step from patch to patch, pixels. Less than a side lets patches overlap. None: the side."""
     embed_dim: int = 64
     """Width d: numbers a token."""
-    depth: int = 4
+    depth: int = 2
     """Blocks, a count."""
     d_state: int = 4
     """States n, a count for each inner channel."""
@@ -62,7 +62,7 @@ class Data:
 
     dataset: str = "digits"
     """Name of the set of images: digits, 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step, a count."""
     shift: int = 1
     """Each training image is moved by up to this many pixels in each direction, anew each time. 0: never."""
@@ -72,19 +72,19 @@ class Data:
 class Recipe:
     """How the network learns: AdamW, a learning rate that warms up linearly and then falls along a cosine."""
 
-    epochs: int = 30
+    epochs: int = 40
     """Passes over the training images, a count."""
-    lr: float = 2e-3
+    lr: float = 5e-3
     """Learning rate after the warm-up, its highest value."""
-    min_lr: float = 2e-5
+    min_lr: float = 5e-5
     """Learning rate that the cosine ends at."""
-    warmup_lr: float = 1e-4
+    warmup_lr: float = 2.5e-4
     """Learning rate of the first epoch of the warm-up."""
-    warmup_epochs: int = 3
+    warmup_epochs: int = 1
     """Length of the warm-up, epochs."""
     weight_decay: float = 0.05
     """Decay of matrices, a share of the learning rate each step. Vectors, positions and class token do not decay."""
-    smoothing: float = 0.1
+    smoothing: float = 0.0
     """Label smoothing: the share of the target that is spread over all classes, 0 to below 1."""
     clip_grad: float | None = None
     """Largest norm of the gradient; a longer one is scaled down to it. None: no limit."""
