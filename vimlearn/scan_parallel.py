@@ -69,10 +69,9 @@ def scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
         for k, block in enumerate(blocks):
             starts[k] = s
             states, _ = _states(u[:, block], delta[:, block], A, B[:, block], s, reverse)
-            # (b, block, e, n) @ (b, block, n, 1) -> (b, block, e)
-            y[:, block] = (states @ C[:, block].unsqueeze(-1)).squeeze(-1)
-            s = states[:, 0 if reverse else -1]
-    return y, s.clone(), starts
+            s = states[:, 0 if reverse else -1].clone()
+            y[:, block] = _sum_over_states(states.mul_(C[:, block].unsqueeze(-2)))
+    return y, s, starts
 
 
 @scan_parallel.register_fake
@@ -120,15 +119,15 @@ def _block_backward(grad_y, carry, A, start, reverse, u, delta, B, C):
     associative_scan_(decay.roll(1 if reverse else -1, dims=1), g, reverse=not reverse)
     grad_C = torch.einsum("ble,blen->bln", grad_y, states)
     # Gradient of d[t] u[t] B[t]
-    grad_input = (g @ B.unsqueeze(-1)).squeeze(-1)
+    grad_input = _sum_over_states(g * B.unsqueeze(-2))
     grad_B = torch.einsum("ble,blen->bln", delta * u, g)
     # Gradient of d[t] A, through a[t] s[t-1]
     start = start.unsqueeze(1)
     before = torch.cat([states[:, 1:], start] if reverse else [start, states[:, :-1]], dim=1)
-    grad_exponent = decay * before * g
-    grad_delta = torch.einsum("blen,en->ble", grad_exponent, A) + grad_input * u
-    grad_A = torch.einsum("blen,ble->en", grad_exponent, delta)
     carry = decay[:, previous] * g[:, previous]
+    grad_exponent = decay.mul_(before).mul_(g)
+    grad_A = (grad_exponent * delta.unsqueeze(-1)).sum((0, 1))
+    grad_delta = _sum_over_states(grad_exponent.mul_(A)) + grad_input * u
     return grad_input * delta, grad_delta, grad_B, grad_C, grad_A, carry
 
 
@@ -139,6 +138,11 @@ def _states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, start: Tensor, rever
     first = -1 if reverse else 0
     states[:, first].addcmul_(decay[:, first], start)
     return associative_scan_(decay.clone(), states, reverse), decay
+
+
+def _sum_over_states(x: Tensor) -> Tensor:
+    """Sum (b, l, e, n) over n. A product with ones is several times faster on a CPU than a sum over so short a size."""
+    return (x.flatten(0, 2) @ x.new_ones(x.shape[3])).view(x.shape[:3])
 
 
 def _blocks(length: int, reverse: bool) -> list[slice]:
