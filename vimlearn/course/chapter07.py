@@ -1,0 +1,151 @@
+"""Checks of chapter 07: loss, optimiser, schedule and confusion matrix of a training run."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vimlearn.course.exercise import call, choose, exercise, gradients, match, parts
+
+
+def _randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@exercise("7.1", "The loss of knowing nothing")
+def ignorance(answer):
+    """-log(1/10), in nats."""
+    match(answer, math.log(10), name="the loss", mistakes={
+        "that is the probability itself; the loss is minus its logarithm": 0.1,
+        "that is in bits, with the logarithm to base 2; cross-entropy uses the natural one": math.log2(10),
+        "that is the logarithm to base 10; cross-entropy uses the natural one": 1.0,
+        "the loss is minus the logarithm, so its sign is plus": -math.log(10),
+        "that is the probability of being wrong": 0.9,
+        "that is minus the logarithm of being wrong; the loss looks at the true class": -math.log(0.9),
+    })
+    return "log 10 = 2.303 nats; a network that starts far above it starts out sure and wrong."
+
+
+def _smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+@exercise("7.2", "Cross-entropy with label smoothing")
+def smooth_cross_entropy(answer):
+    """Mean over the batch of - sum over classes of target times log-probability."""
+    logits, labels, smoothing = 2 * _randn(4, 3), torch.tensor([2, 0, 1, 1]), 0.2
+    log_p = logits.log_softmax(-1)
+    true = -log_p.gather(1, labels[:, None])[:, 0]
+    others = -(log_p.sum(1) + true) / 2
+    match(call(answer, logits, labels, smoothing), _smoothed(logits, labels, smoothing), name="the loss", mistakes={
+        "this is the plain cross-entropy; smoothing plays no part": true.mean(),
+        "the smoothed share goes to all c classes, the true one included, and not to the c - 1 others":
+            ((1 - smoothing) * true + smoothing * others).mean(),
+        "the true class keeps 1 - smoothing and gets smoothing / c on top of it":
+            ((1 - smoothing) * true - smoothing / 3 * (log_p.sum(1) + true)).mean(),
+        "the smoothed share is divided by c: each class gets smoothing / c":
+            ((1 - smoothing) * true - smoothing * log_p.sum(1)).mean(),
+        "take the mean over the batch, and not the sum": _smoothed(logits, labels, smoothing) * 4,
+        "the logits go through a softmax before the logarithm":
+            -((1 - smoothing) * logits.gather(1, labels[:, None])[:, 0] + smoothing * logits.mean(1)).mean(),
+    })
+
+    def own(logits):
+        return answer(logits, labels, 0.2)
+
+    match(gradients(own, logits), gradients(lambda x: _smoothed(x, labels, 0.2), logits), name=("dlogits",))
+    return "each class gets smoothing / c, the true one 1 - smoothing more, and the gradient agrees."
+
+
+def _adamw(w, g, m, v, t, lr, decay):
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    step = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    return w - lr * decay * w - lr * step, m, v
+
+
+@exercise("7.3", "One step of AdamW")
+def adamw_step(answer):
+    """Loshchilov and Hutter 2019, Algorithm 2; betas 0.9 and 0.999, eps 1e-8."""
+    w, g, m, v = _randn(3), _randn(3, seed=1), 0.1 * _randn(3, seed=2), _randn(3, seed=3).square() * 0.01
+    t, lr, decay = 3, 0.1, 0.5
+    new_w, new_m, new_v = parts(call(answer, w, g, m, v, t, lr, decay), "w", "m", "v")
+    right_w, right_m, right_v = _adamw(w, g, m, v, t, lr, decay)
+    match(new_m, right_m, name="m", mistakes={
+        "m takes 0.1 of the new gradient and keeps 0.9, and not the other way round": 0.1 * m + 0.9 * g,
+        "weight decay is decoupled: it acts on w, and does not go into the gradient": 0.9 * m + 0.1 * (g + decay * w),
+    })
+    match(new_v, right_v, name="v", mistakes={
+        "v averages the square of the gradient, and not the gradient": 0.999 * v + 0.001 * g,
+        "v keeps 0.999, and not 0.9": 0.9 * v + 0.1 * g * g,
+    })
+    hat_m, hat_v = right_m / (1 - 0.9**t), right_v / (1 - 0.999**t)
+    step, shrunk = lr * hat_m / (hat_v.sqrt() + 1e-8), w - lr * decay * w
+    match(new_w, right_w, name="w", mistakes={
+        "m and v are not corrected for starting at 0: divide by 1 - beta^t":
+            shrunk - lr * right_m / (right_v.sqrt() + 1e-8),
+        "w does not decay": w - step,
+        "the decay is a share lr times decay of w: the lr is missing": w - decay * w - step,
+        "divide by the root of v, and not by v": shrunk - lr * hat_m / (hat_v + 1e-8),
+        "the step goes against the gradient: the sign is wrong": shrunk + step,
+    })
+    return "averages, correction, step and decoupled decay agree with AdamW."
+
+
+@exercise("7.4", "What does not decay")
+def decayed(answer):
+    """The only matrix among four parameters."""
+    choose(answer, "A_log", wrong={
+        "D": "D has one dimension, (e,); vectors are left alone",
+        "dt_proj.bias": "a bias has one dimension; vectors are left alone",
+        "pos_embed": "pos_embed is on the network's no_weight_decay list",
+    })
+    return "A_log is a matrix (e, n) and on no list, so it decays, in the published runs too."
+
+
+def _rate(epoch, epochs, warmup, lr, min_lr, warmup_lr):
+    if epoch < warmup:
+        return warmup_lr + epoch * (lr - warmup_lr) / warmup
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@exercise("7.5", "The learning rate of an epoch")
+def learning_rate(answer):
+    """Linear warm-up, then a cosine over all epochs, counted from 0."""
+    facts = {"epochs": 20, "warmup": 5, "lr": 1e-3, "min_lr": 1e-5, "warmup_lr": 1e-6}
+    values = tuple(facts.values())
+    for epoch in (0, 2, 4):
+        found = call(answer, epoch, *values)
+        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}", mistakes={
+            "epoch 0 is the first: it runs at warmup_lr": _rate(epoch + 1, *values),
+            "the warm-up starts at warmup_lr, and not at 0": epoch * 1e-3 / 5,
+            "before epoch `warmup` the rate rises; the cosine comes after": _cosine(epoch, 20),
+        })
+    for epoch in (5, 12, 20):
+        found = call(answer, epoch, *values)
+        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}", mistakes={
+            "the cosine counts from epoch 0, and not from the end of the warm-up": _cosine(epoch - 5, 15),
+            "the cosine ends at min_lr: add it, and scale lr - min_lr": 1e-3 * (1 + math.cos(math.pi * epoch / 20)) / 2,
+            "the half is missing: 1 + cos runs from 2 to 0": 1e-5 + 0.99e-3 * (1 + math.cos(math.pi * epoch / 20)),
+            "half a wave and no whole one: cos(pi epoch / epochs)":
+                1e-5 + 0.99e-3 * (1 + math.cos(2 * math.pi * epoch / 20)) / 2,
+        })
+    return "linear up to epoch 5, then half a cosine wave that counts from epoch 0."
+
+
+def _cosine(epoch: int, epochs: int) -> float:
+    return 1e-5 + 0.99e-3 * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@exercise("7.6", "A confusion matrix")
+def confusion_matrix(answer):
+    """Row: true class. Column: predicted class."""
+    labels, predictions = torch.tensor([0, 0, 1, 2, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 0, 2, 2])
+    right = torch.zeros(5, 5, dtype=torch.int64)
+    for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True):
+        right[label, prediction] += 1
+    match(call(answer, labels, predictions, 5), right, name="the matrix", mistakes={
+        "rows and columns are exchanged: the row is the true class": right.T.contiguous(),
+        "cells that occur twice count once: adding to an index list adds once a cell": right.clamp(max=1),
+    })
+    return "each image adds one at (true, predicted), and the diagonal holds what is right."
