@@ -124,6 +124,14 @@ def test_every_network_setting_arrives():
     assert (config["img_size"], config["in_chans"], config["num_classes"]) == ((8, 8), 1, 10)
 
 
+def test_threads_are_set_for_the_run_alone():
+    before = torch.get_num_threads()
+    seen = []
+    for threads in (before + 1, None):
+        train(tiny(epochs=1, threads=threads), on_epoch=lambda row: seen.append(torch.get_num_threads()))
+    assert seen == [before + 1, before] and torch.get_num_threads() == before
+
+
 # Augmentation
 
 def test_shift_moves_whole_images_and_fills_with_paper():

@@ -13,7 +13,8 @@ __all__ = ["Result", "train"]
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,12 @@ def train(options: Options | None = None, on_epoch: Callable[[dict], None] | Non
     Raises VimlearnError on options that do not fit, on a folder that cannot be written or holds a run, and on a loss
     that is not finite. A KeyboardInterrupt is passed on, saying what is on disk.
     """
-    trainer = Trainer(options or Options())
-    options, log = trainer.options, []
+    options, log = options or Options(), []
+    trainer = Trainer(options)
     folder = None if options.run.output is None else RunFolder(options)
     count = options.recipe.epochs * len(trainer.training)
-    with tqdm(total=count, unit="img", disable=options.run.quiet, mininterval=0.5, dynamic_ncols=True) as bar:
+    progress = tqdm(total=count, unit="img", disable=options.run.quiet, mininterval=0.5, dynamic_ncols=True)
+    with _threads(options.run.threads), progress as bar:
         try:
             for epoch in range(1, options.recipe.epochs + 1):
                 row, heldout = trainer.epoch(epoch, bar)
@@ -132,6 +134,17 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.recipe.clip_grad)
         self.optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).sum().item()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use `count` processor threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _build(network: Network, data: ImageSet) -> VisionMamba:

@@ -100,6 +100,8 @@ class Run:
     """Seed of weights, order and augmentation. The same seed on the same machine gives the same log."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: the GPU if there is one."""
+    threads: int | None = 1
+    """Processor threads, a count. More suit larger images, and are slow on a busy machine. None: as PyTorch chooses."""
     quiet: bool = False
     """Whether to leave out the progress bar."""
 
@@ -120,7 +122,7 @@ class Options:
 GROUPS = {"network": Network, "data": Data, "recipe": Recipe, "run": Run}
 # The lowest value that makes sense; the network checks its own settings.
 AT_LEAST = {"batch_size": 1, "shift": 0, "epochs": 1, "min_lr": 0, "warmup_lr": 0, "warmup_epochs": 0,
-            "weight_decay": 0, "smoothing": 0, "seed": 0}
+            "weight_decay": 0, "smoothing": 0, "seed": 0, "threads": 1}
 ABOVE_ZERO = ("lr", "clip_grad")
 BELOW = {"smoothing": 1, "seed": 2**32}
 
