@@ -92,7 +92,7 @@ def adamw_step(answer):
     return "averages, correction, step and decoupled decay agree with AdamW."
 
 
-@exercise("7.4", "What does not decay")
+@exercise("7.4", "What decays")
 def decayed(answer):
     """The only matrix among four parameters."""
     choose(answer, "A_log", wrong={
