@@ -60,7 +60,7 @@ def euler_limits(answer):
         "stable: that is the limit for a = -1; here a is -16": 2.0,
         "stable: that is the limit for the tank, a = -0.5; here a is -16": 4.0,
     })
-    return "1 + delta a reaches 0 at 1/16, where it starts to overshoot, and -1 at 2/16, where it stops to settle."
+    return "1 + delta a reaches 0 at 1/16, where it starts to overshoot, and -1 at 2/16, beyond which it grows without limit."
 
 
 @exercise("1.3", "The bilinear step")
@@ -144,7 +144,7 @@ def _match_zero_order_hold(A_bar, B_bar, a, b, delta):
         "B_bar lacks the factor b": z.expm1() / a,
         "B_bar has the wrong sign: it is (exp(z) - 1) / a, negative over negative": -z.expm1() / a * b,
         "B_bar is divided by z = delta a; dividing by a alone keeps the factor delta": z.expm1() / z * b,
-        "B_bar has one delta too many: the division is by a, not by z": delta * z.expm1() / a * b,
+        "B_bar has one delta too many: expm1(z) / a already holds the step": delta * z.expm1() / a * b,
         "B_bar lacks the - 1, the lower end of the integral": z.exp() / a * b,
         "B_bar is multiplied by a; the integral divides by it": z.expm1() * a * b,
         "B_bar is the bilinear one, delta b / (1 - z/2)": delta * b / (1 - z / 2),
@@ -191,7 +191,7 @@ def memory(answer):
         "tokens: that is delta |a|; what is asked is its inverse": 0.1,
         "tokens: that is 1/delta, right for a = -1; this state forgets five times as fast": 50.0,
         "tokens: multiplied by |a| instead of divided; a larger |a| forgets faster": 250.0,
-        "tokens: that is the time to one half, ln 2 too short; the question is 1/e": 10 * math.log(2),
+        "tokens: that is the time to one half, too short by the factor ln 2; the question is 1/e": 10 * math.log(2),
         "tokens: a count is positive; delta a is negative, take its size": -10.0,
     })
     match(step, 1 / 197, name="step", mistakes={
