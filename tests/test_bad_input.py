@@ -7,6 +7,7 @@ from helpers import scan_inputs
 
 from vimlearn import BidirectionalMixer, VimlearnError, VisionMamba, add_rms_norm, causal_conv1d, selective_scan
 from vimlearn.backends import Operation, check_backend
+from vimlearn.scan import SCAN, selective_scan_loop
 
 T = torch.ones
 
@@ -95,7 +96,9 @@ def test_mixer():
     ({"class_token": "midle"}, "did you mean 'middle'"), ({"class_token": None}, "expected global_pool='avg'"),
     ({"global_pool": "mean"}, "unknown global_pool 'mean'"), ({"norm": "rsm"}, "did you mean 'rms'"),
     ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"), ({"backend": "tritn"}, "did you mean 'triton'"),
-    ({"d_state": 0}, "d_state is 0")])
+    ({"d_state": 0}, "d_state is 0"), ({"norm_eps": -1.0}, "norm_eps is -1.0; expected more than 0"),
+    ({"norm_eps": "x"}, "norm_eps is 'x'"), ({"drop_path_rate": "0.1"}, "drop_path_rate is '0.1'"),
+    ({"bidirectional": "no"}, "bidirectional is 'no'; expected True or False")])
 def test_network_settings(settings, words):
     with pytest.raises(VimlearnError, match=words):
         VisionMamba(**settings)
@@ -148,6 +151,26 @@ def test_a_backend_that_cannot_be_imported_says_so():
     operation.register("numba", load, devices=("cpu",))
     with pytest.raises(VimlearnError, match="backend 'numba' of scan cannot be loaded"):
         operation.choose("numba", torch.device("cpu"))
+
+
+def test_auto_goes_on_to_the_next_backend_with_a_warning():
+    def load():
+        raise ImportError("no compiler")
+
+    operation = Operation("scan")
+    operation.register("triton", load)
+    operation.register("loop", lambda: "loop")
+    with pytest.warns(UserWarning, match="no compiler; trying the next backend"):
+        assert operation.choose("auto", torch.device("cpu")) == "loop"
+
+
+def test_a_network_takes_a_backend_that_only_one_operation_has(network, monkeypatch):
+    monkeypatch.setattr(SCAN, "_backends", dict(SCAN._backends))
+    SCAN.register("numba", lambda: selective_scan_loop, devices=("cpu",))
+    model = VisionMamba(img_size=8, patch_size=8, num_classes=3, embed_dim=16, depth=1, backend="numba")
+    assert model(T(1, 3, 8, 8)).shape == (1, 3)
+    with pytest.raises(VimlearnError, match="add_rms_norm has no backend 'numba'"):
+        add_rms_norm(T(1, 2, 3), None, T(3), backend="numba")
 
 
 def test_backends_are_tried_in_order():

@@ -2,7 +2,7 @@
 
 An operation registers each backend with a loader: a function that imports the backend's module and returns its
 function. The loader runs when the backend is first used, so a compiler is never loaded for nothing. `backend="auto"`
-takes the first registered backend that is meant for the tensor's device.
+takes the first registered backend that is meant for the tensor's device and loads.
 
     def load_numba():
         from .kernels.numba_scan import selective_scan_numba
@@ -16,6 +16,7 @@ The `import` stands in a function, and not in a string handed to importlib, beca
 
 __all__ = ["BACKENDS", "Operation", "check_backend"]
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -62,6 +63,13 @@ class Operation:
         """Return the names of the backends that are meant for `device`, in the order in which `auto` tries them."""
         return [name for name, b in self._backends.items() if b.devices is None or device.type in b.devices]
 
+    def backend_or_auto(self, backend: str, device: torch.device) -> str:
+        """Return `backend` where this operation has it for `device`, else "auto".
+
+        A network names one backend for all its operations, and not every operation has every backend.
+        """
+        return backend if backend in self.available(device) else "auto"
+
     def choose(self, backend: str, device: torch.device) -> Callable:
         """Return the function for `backend` on `device`.
 
@@ -69,11 +77,20 @@ class Operation:
         """
         usable = self.available(device)
         if check_backend(backend) == "auto":
-            return self._load(usable[0])
+            return self._load_first(usable)
         if backend not in usable:
             raise VimlearnError(f"{self.name} has no backend {backend!r} for device '{device.type}'; "
                                 f"expected one of {', '.join(['auto', *usable])}")
         return self._load(backend)
+
+    def _load_first(self, names: list[str]) -> Callable:
+        """Return the first of the backends that loads. Warns of those that do not: the next one is slower."""
+        for name in names[:-1]:
+            try:
+                return self._load(name)
+            except VimlearnError as error:
+                warnings.warn(f"{error}; trying the next backend", stacklevel=4)
+        return self._load(names[-1])
 
     def _load(self, backend: str) -> Callable:
         try:

@@ -9,6 +9,7 @@ of them (where the class token stands, whether directions are halved) leave no t
 __all__ = ["LoadReport", "load_checkpoint", "load_model", "save_checkpoint"]
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -59,8 +60,9 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
     Returns a LoadReport. Raises VimlearnError on a file that is missing, damaged, or holds anything but weights, and
     on keys that are missing, unexpected or misshapen, which it names.
     """
-    if not isinstance(model, VisionMamba):
-        raise VimlearnError(f"the model is a {type(model).__name__}; expected a vimlearn.VisionMamba")
+    if not isinstance(model, VisionMamba) or model.pos_embed.is_meta:
+        kind = "on the meta device" if isinstance(model, VisionMamba) else f"a {type(model).__name__}"
+        raise VimlearnError(f"the model is {kind}; expected a vimlearn.VisionMamba with weights to replace")
     state, config = read_checkpoint(fetch(source, sha256), weights)
     class_token = config.get("class_token", source_class_token)
     _compare_settings(model.config, {"class_token": class_token if "cls_token" in state else None, **config})
@@ -75,7 +77,8 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
 
 
 def load_model(source: str | os.PathLike, **changes) -> VisionMamba:
-    """Build the network that `save_checkpoint` stored and load its weights. `changes` override stored settings.
+    """Build the network that `save_checkpoint` stored and load its weights. `changes` override stored settings, but not
+    those that the weights were trained with: class_token, halve_directions, norm_eps.
 
     Raises VimlearnError where the file holds no settings; then build the network and call `load_checkpoint`.
     """
@@ -96,15 +99,23 @@ def save_checkpoint(model: VisionMamba, path: str | os.PathLike, metadata: dict[
 
     Arguments: metadata, further strings to store. Returns the path. Raises VimlearnError where it cannot be written.
     """
+    # What `torch.compile` returns is a wrapper around the network.
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, VisionMamba):
+        raise VimlearnError(f"the model is a {type(model).__name__}; expected a vimlearn.VisionMamba")
     path = Path(path)
+    # The backend belongs to the machine and not to the weights.
+    settings = {name: value for name, value in model.config.items() if name != "backend"}
+    strings = {"format": "pt", CONFIG_KEY: json.dumps(settings), **{k: str(v) for k, v in (metadata or {}).items()}}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     aside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, {"format": "pt", CONFIG_KEY: json.dumps(model.config), **(metadata or {})})
+        save_file(tensors, aside, strings)
         os.replace(aside, path)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise VimlearnError(f"cannot write {path}: {error}; an earlier file of that name is untouched") from error
     return path
 
@@ -115,11 +126,11 @@ def read_checkpoint(path: str | os.PathLike, weights: str = "model") -> tuple[di
         raise VimlearnError(f"unknown weights {weights!r}; expected 'model' or 'ema'")
     try:
         with open(path, "rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise VimlearnError(f"cannot read {path}: {error.strerror}; expected a file of weights") from error
-    # A zip archive or a pickle is PyTorch's; everything else must be safetensors.
-    if start in (b"PK", b"\x80\x02"):
+    # Safetensors: eight bytes of length, then JSON. A zip archive or a pickle is PyTorch's.
+    if start[8:] != b"{" and start[:1] in (b"P", b"\x80"):
         return _state_dict(path, _read_torch(path), weights), {}
     return _read_safetensors(path, weights)
 
@@ -130,12 +141,12 @@ def _read_safetensors(path, weights):
             # safe_open has `keys` and no iteration
             state = {key: file.get_tensor(key) for key in file.keys()}
             config = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise VimlearnError(f"{path} is damaged or no file of weights: {error}; "
                             "expected safetensors or a PyTorch .pth") from error
     if weights == "ema":
         raise VimlearnError(f"{path} is a safetensors file, which has no averaged copy; expected weights='model'")
-    return state, config if isinstance(config, dict) else {}
+    return _plain_tensors(path, state), config if isinstance(config, dict) else {}
 
 
 def _read_torch(path):
@@ -145,7 +156,7 @@ def _read_torch(path):
     except pickle.UnpicklingError as error:
         raise VimlearnError(f"{path} is damaged, or holds Python objects besides tensors, and was not opened: "
                             f"{_first_line(error)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever the reader stumbles over in bytes that a stranger wrote
         raise VimlearnError(f"{path} is damaged or no file of weights: {_first_line(error)}") from error
 
 
@@ -164,14 +175,26 @@ def _state_dict(path, content, weights: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise VimlearnError(f"{path} holds no state dict; expected names with tensors, or a dict with 'model'")
-    if all(key.startswith("module.") for key in content):
-        # Saved from a data-parallel wrapper
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
+    for prefix in ("module.", "_orig_mod."):
+        # Saved from a data-parallel or a compiled wrapper
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return _plain_tensors(path, content)
+
+
+def _plain_tensors(path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state`, or raise VimlearnError where a tensor is not dense, real and floating, with numbers."""
+    for key, value in state.items():
+        if value.is_nested or value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized \
+                or not value.is_floating_point():
+            raise VimlearnError(f"{path}: {key} is a tensor of dtype {value.dtype}, layout {value.layout}, on "
+                                f"{value.device}; expected plain floating-point numbers")
+    return dict(state)
 
 
 def _compare_settings(own: dict, stored: dict) -> None:
-    names = [*SILENT_SETTINGS]
+    # Halving means nothing where there is one direction.
+    names = [name for name in SILENT_SETTINGS if name != "halve_directions" or own["bidirectional"]]
     if stored.get("class_token") and own["class_token"]:
         names.append("class_token")
     for name in names:
@@ -187,6 +210,8 @@ def _fit_head(model, state, reset_head, report):
         report.dropped += sorted(head)
         return {key: value for key, value in state.items() if key not in head}
     weight = state.get("head.weight")
+    if weight is None and reset_head:
+        report.reset += ["head.bias", "head.weight"]
     if weight is None or weight.dim() != 2 or len(weight) == model.num_classes:
         return state
     if not reset_head:
@@ -203,8 +228,9 @@ def _fit_positions(model, state, grid, class_token, rule, report):
         return state
     patches = rows.shape[1] - has_class
     new_grid = model.patch_embed.grid_size
-    if grid is None or grid[0] * grid[1] != patches:
-        grid = _guess_grid(patches, new_grid)
+    grid = _guess_grid(patches, new_grid) if grid is None else tuple(grid)
+    if len(grid) != 2 or grid[0] * grid[1] != patches:
+        raise VimlearnError(f"source_grid is {grid}; expected (rows, columns) with {patches} patches in all")
     state = dict(state)
     if has_class and model.class_token_mode is None:
         del state["cls_token"]
@@ -218,8 +244,9 @@ def _fit_positions(model, state, grid, class_token, rule, report):
 
 
 def _guess_grid(patches: int, model_grid: tuple[int, int]) -> tuple[int, int]:
+    """Return a square grid if there is one, else the model's if its count fits."""
     side = math.isqrt(max(patches, 0))
-    if patches == model_grid[0] * model_grid[1]:
+    if side * side != patches and patches == model_grid[0] * model_grid[1]:
         return model_grid
     if side * side != patches:
         raise VimlearnError(f"the checkpoint has positions for {patches} patches, which is no square; "
@@ -231,9 +258,11 @@ def _grid_of(config: dict) -> tuple[int, int] | None:
     """Return the grid of patches that stored settings imply."""
     try:
         patch, stride = config["patch_size"], config["stride"] or config["patch_size"]
-        return tuple((side - patch) // stride + 1 for side in config["img_size"])
-    except (KeyError, TypeError, ZeroDivisionError):
+        height, width = config["img_size"]
+        grid = ((height - patch) // stride + 1, (width - patch) // stride + 1)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+    return grid if all(isinstance(side, int) for side in grid) else None
 
 
 def _check_keys(model: nn.Module, state: dict[str, Tensor], report: LoadReport) -> None:

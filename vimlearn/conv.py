@@ -26,7 +26,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, acti
         bias: (e,) or None; dtype as weight.
         activation: None or "silu", applied to the result.
         reverse: whether the sequence is read from its end. Equals flipping x and the result.
-        backend: as in `vimlearn.selective_scan`.
+        backend: "loop" (the definition) or "auto" (the fastest for the device).
 
     Returns (b, l, e) in the dtype of x; sums are float32, or float64 for float64.
     Raises VimlearnError where shapes, dtypes or devices do not fit.
@@ -55,6 +55,4 @@ def causal_conv1d_loop(x, weight, bias=None, activation=None, reverse=False):
 
 
 CONV = Operation("causal_conv1d")
-# A sum of k terms has no long loop: the plain form serves as the parallel one too.
-CONV.register("parallel", lambda: causal_conv1d_loop)
 CONV.register("loop", lambda: causal_conv1d_loop)

@@ -5,8 +5,9 @@
 
 The rule of the split: a third of the images of each class is held out, drawn by `train_test_split(range(1797),
 test_size=1/3, stratify=labels, random_state=0)`: 1,198 images to train on, 599 held out. The draw is part of the data
-and has nothing to do with the seed of a run. The held-out part is for looking at results. It chooses no setting and
-no checkpoint; settings were chosen by cross-validation within the 1,198 (data/runs/README.md).
+and has nothing to do with the seed of a run. The held-out part is for looking at results and not for choosing
+settings or checkpoints. Settings were chosen by cross-validation within the 1,198 (data/runs/README.md names the one
+look at the held-out part that came before).
 """
 
 __all__ = ["DATASETS", "ImageSet", "digits", "load_dataset"]

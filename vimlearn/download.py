@@ -3,8 +3,10 @@
 __all__ = ["fetch"]
 
 import hashlib
+import http.client
 import os
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     """Return a local file for `source`: a path, an http(s) URL, or a hub id "owner/name" or "owner/name/file".
 
     Downloads go to the caches of PyTorch and of the hub, are written aside first, and are used again. With `sha256`,
-    and for published files whose hash is known, a download that differs is refused and removed.
+    and for published files whose hash is known, a download that differs is refused.
     Raises VimlearnError where there is no such file, or where it is not what it should be.
     """
     text = os.fspath(source)
@@ -64,14 +66,24 @@ def _from_url(url: str) -> Path:
         try:
             # Written to a temporary file, then moved
             torch.hub.download_url_to_file(url, str(path))
-        except (urllib.error.URLError, OSError, ValueError) as error:
+            _check_length(url, path)
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            path.unlink(missing_ok=True)
             raise VimlearnError(f"cannot download {url}: {error}; check the address and the connection") from error
     return path
 
 
+def _check_length(url: str, path: Path) -> None:
+    """Raise OSError where the file is shorter or longer than its server says: a connection that broke off."""
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as answer:
+        expected = answer.headers.get("Content-Length")
+    if expected is not None and int(expected) != path.stat().st_size:
+        raise OSError(f"{path.stat().st_size} of {expected} bytes arrived")
+
+
 def _looks_like_hub_id(text: str) -> bool:
     parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(parts) or text.startswith((".", "~")):
+    if len(parts) not in (2, 3) or not all(parts) or text.startswith((".", "~")) or ":" in text or "\\" in text:
         return False
     # A local folder of that name: meant as a path, and the file is missing.
     return not Path(parts[0]).is_dir() and (len(parts) == 3 or not text.endswith(WEIGHT_SUFFIXES))

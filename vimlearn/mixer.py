@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import state_dtype
-from .conv import causal_conv1d
+from .conv import CONV, causal_conv1d
 from .errors import VimlearnError
 from .scan import selective_scan
 
@@ -51,6 +51,9 @@ class BidirectionalMixer(nn.Module):
     def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None,
                  bidirectional: bool = True, halve_directions: bool = True, depth: int = 1, backend: str = "auto"):
         super().__init__()
+        if min(d_model, d_state, d_conv, expand, depth) < 1:
+            raise VimlearnError(f"d_model, d_state, d_conv, expand, depth are {d_model}, {d_state}, {d_conv}, "
+                                f"{expand}, {depth}; expected at least 1 each")
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         self.bidirectional, self.halve_directions = bidirectional, halve_directions
@@ -108,7 +111,7 @@ class BidirectionalMixer(nn.Module):
         """Return the ungated scan of x, (b, l, e), in one direction."""
         conv, x_proj, dt_proj, A_log, D = direction
         u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse,
-                          backend=self.backend)
+                          backend=CONV.backend_or_auto(self.backend, x.device))
         # (b, l, r), (b, l, n), (b, l, n)
         delta, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # (b, l, e); the bias goes inside the softplus, in float32

@@ -20,7 +20,7 @@ def add_rms_norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float 
     """Add h to the residual stream and RMS-normalise the sum (Zhang and Sennrich 2019; Vim paper, Algorithm 1).
 
     Arguments: h (b, l, d); residual (b, l, d), float32 or float64, or None for the first block; weight (d,), dtype of h
-    or float32; eps is added to the mean square; backend as in `vimlearn.selective_scan`.
+    or float32; eps is added to the mean square; backend "loop" (the definition) or "auto".
     Returns (normalised (b, l, d) in the dtype of h, new residual (b, l, d)).
     Raises VimlearnError where shapes, dtypes or devices do not fit.
     """
@@ -66,7 +66,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, h: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return add_rms_norm(h, residual, self.weight, self.eps, backend=self.backend)
+        backend = NORM.backend_or_auto(self.backend, h.device)
+        return add_rms_norm(h, residual, self.weight, self.eps, backend=backend)
 
 
 class LayerNorm(nn.Module):
@@ -83,6 +84,4 @@ class LayerNorm(nn.Module):
 
 
 NORM = Operation("add_rms_norm")
-# There is no loop over tokens to avoid: the plain form serves as the parallel one too.
-NORM.register("parallel", lambda: add_rms_norm_loop)
 NORM.register("loop", lambda: add_rms_norm_loop)

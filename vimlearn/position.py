@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import state_dtype
 from .errors import VimlearnError, nearest
 
 CLASS_TOKENS = ("middle", "first", None)
@@ -78,5 +79,5 @@ def _resize(patch_rows: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, 
         return patch_rows
     # (1, d, rows, columns)
     image = patch_rows.unflatten(1, old_grid).permute(0, 3, 1, 2)
-    image = F.interpolate(image.float(), size=new_grid, mode="bicubic", align_corners=False)
+    image = F.interpolate(image.to(state_dtype(image.dtype)), size=new_grid, mode="bicubic", align_corners=False)
     return image.to(patch_rows.dtype).flatten(2).transpose(1, 2)

@@ -49,15 +49,25 @@ PUBLISHED = {
 
 def _create(name: str, pretrained: bool, **kwargs) -> VisionMamba:
     # timm would unpickle the published file by itself; `load_checkpoint` reads it safely.
-    model = build_model_with_cfg(VisionMamba, name, pretrained=False, feature_cfg={"feature_cls": "getter"}, **kwargs)
+    if pretrained and kwargs.get("features_only"):
+        raise VimlearnError("pretrained=True and features_only=True do not go together here; "
+                            "build the model, then call its forward_intermediates")
+    model = build_model_with_cfg(VisionMamba, name, pretrained=False,
+                                 feature_cfg={"out_indices": 3, "feature_cls": "getter"}, **kwargs)
     if pretrained:
-        if name not in PUBLISHED:
-            raise VimlearnError(f"no weights are published for {name}; expected one of {', '.join(PUBLISHED)}")
-        if kwargs.get("features_only"):
-            raise VimlearnError("pretrained=True and features_only=True do not go together here; "
-                                "build the model, then call its forward_intermediates")
-        load_checkpoint(model, PUBLISHED[name], reset_head=model.num_classes != 1000)
+        load_checkpoint(model, _source(name, model.pretrained_cfg), reset_head=True)
     return model
+
+
+def _source(name: str, cfg: dict) -> str:
+    """Return where the weights are: what the caller's timm settings name, else the published file."""
+    if cfg.get("file") or cfg.get("url"):
+        return str(cfg.get("file") or cfg.get("url"))
+    if cfg.get("hf_hub_id"):
+        return "/".join([cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors"])
+    if name not in PUBLISHED:
+        raise VimlearnError(f"no weights are published for {name}; expected one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
 
 
 @register_model

@@ -38,7 +38,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     Arguments
         u: input, (b, l, e), float32, float64, bfloat16 or float16. `delta`, `B`, `C` and `z` share its dtype.
         delta: step before bias and softplus, in units of time, (b, l, e).
-        A: state matrix (diagonal, negative for a stable system), (e, n), float32; float64 beside a float64 u.
+        A: state matrix (diagonal), (e, n), float32; float64 beside a float64 u. Negative: with a positive A states grow
+            without limit, and backends may overflow at different tokens.
         B, C: input and output maps, (b, l, n).
         D: skip from u to the output, (e,), dtype of A, or None.
         z: gate, (b, l, e), or None.
@@ -49,7 +50,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         backend: "loop" (the definition), "parallel" (PyTorch, any device), or "auto" (the fastest for the device).
 
     Returns out (b, l, e) in the dtype of u; with `return_last_state` also the last state (b, e, n) in the dtype of A.
-    All tensors, the last state included, carry gradients on every backend. State and sums are kept in the dtype of A.
+    All tensors, the last state included, carry gradients on every backend; "loop" also has second and forward-mode
+    derivatives. State and sums are kept in the dtype of A.
     Raises VimlearnError where shapes, dtypes or devices do not fit, on an empty sequence, or on an unknown backend.
     Source: Vim paper, Algorithm 1; the published code adds D.
     """

@@ -17,6 +17,7 @@ __all__ = ["associative_scan_", "selective_scan_parallel"]
 import torch
 from torch import Tensor
 
+from .errors import VimlearnError
 from .scan import finish, no_autocast, prepare
 
 # Tokens solved at once. Measured on a CPU: more leaves the caches, less pays for calls.
@@ -47,23 +48,34 @@ def associative_scan_(a: Tensor, x: Tensor, reverse: bool = False) -> Tensor:
 
 
 def selective_scan_parallel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
-    """Run the selective scan with `associative_scan_`. Arguments as `selective_scan`; returns (out, last state)."""
+    """Run the selective scan with `associative_scan_`. Arguments as `selective_scan`; returns (out, last state).
+
+    It has first derivatives in reverse mode. For forward-mode or second derivatives take the loop.
+    """
+    if not torch.compiler.is_compiling():
+        _refuse_forward_mode(u, delta, A, B, C)
     x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
     y, last_state, _ = scan_parallel(x, step, A, B32, C32, reverse)
     return finish(y, x, D, z, u.dtype), last_state
 
 
+def _refuse_forward_mode(*tensors: Tensor) -> None:
+    # An operator without a rule for tangents would drop them: a derivative of zero, and no error.
+    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise VimlearnError("backend 'parallel' has no forward-mode derivatives; use backend='loop'")
+
+
 @torch.library.custom_op("vimlearn::scan_parallel", mutates_args=())
 def scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
                   reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (b, l, e), the last state (b, e, n) and the state before each block (blocks, b, e, n).
+    """Return y (b, l, e), the last state (b, e, n) and the states before the blocks (blocks and spares, b, e, n).
 
     Arguments: u, delta (b, l, e), A (e, n), B, C (b, l, n), all of one dtype. No bias, softplus, skip or gate.
     """
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     s = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     blocks = _blocks(u.shape[1], reverse)
-    starts = s.new_empty(len(blocks), *s.shape)
+    starts = s.new_zeros(_start_count(u.shape[1]), *s.shape)
     # Autocast reaches into operators written in Python, and would turn the products into bfloat16.
     with no_autocast(u):
         for k, block in enumerate(blocks):
@@ -77,8 +89,8 @@ def scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
 @scan_parallel.register_fake
 def _(u, delta, A, B, C, reverse):
     state = u.new_empty(u.shape[0], u.shape[2], A.shape[1])
-    blocks = -(-u.shape[1] // BLOCK_TOKENS)
-    return torch.empty_like(u, memory_format=torch.contiguous_format), state, state.new_empty(blocks, *state.shape)
+    starts = state.new_empty(_start_count(u.shape[1]), *state.shape)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), state, starts
 
 
 @torch.library.custom_op("vimlearn::scan_parallel_backward", mutates_args=())
@@ -143,6 +155,11 @@ def _states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, start: Tensor, rever
 def _sum_over_states(x: Tensor) -> Tensor:
     """Sum (b, l, e, n) over n. A product with ones is several times faster on a CPU than a sum over so short a size."""
     return (x.flatten(0, 2) @ x.new_ones(x.shape[3])).view(x.shape[:3])
+
+
+def _start_count(length: int) -> int:
+    """How many block starts are kept: the blocks and a spare or two, so that no length gives the special size 1."""
+    return length // BLOCK_TOKENS + 2
 
 
 def _blocks(length: int, reverse: bool) -> list[slice]:

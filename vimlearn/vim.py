@@ -1,6 +1,6 @@
 """Vision Mamba: patches, a class token among them, a stack of bidirectional blocks, a linear head.
 
-    tokens = patches(image), the class token inserted, + positions        (b, l, d)     (Vim paper, Eq. 4)
+    tokens = patches(image), the class token inserted, + positions      (b, l, d)  (Vim paper, Eq. 4: there it is first)
     r = r + h,  h = mixer(norm(r))      for each block                                  (Vim paper, section 3.2)
     logits = head(norm(r + h) at the class token)                                       (Vim paper, section 3.2)
 
@@ -203,6 +203,7 @@ class VisionMamba(nn.Module):
         """Drop the blocks behind the last of `indices`, as timm's feature extractors ask for. Returns the indices."""
         take = self._block_indices(indices)
         self.layers = self.layers[:max(take) + 1]
+        self.config["depth"] = len(self.layers)
         if prune_norm:
             self.norm_f = AddOnly()
         if prune_head:
@@ -241,9 +242,9 @@ class VisionMamba(nn.Module):
         self.patch_embed.set_input_size(height_and_width(img_size))
         self.config["img_size"] = self.patch_embed.img_size
         with torch.no_grad():
-            self.pos_embed = nn.Parameter(resize_position_embedding(
-                self.pos_embed, old_grid, self.patch_embed.grid_size, old_class_index=old_index,
-                new_class_index=self.class_token_index))
+            rows = resize_position_embedding(self.pos_embed, old_grid, self.patch_embed.grid_size,
+                                             old_class_index=old_index, new_class_index=self.class_token_index)
+        self.pos_embed = nn.Parameter(rows, requires_grad=self.pos_embed.requires_grad)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing what is inside it."""
@@ -285,6 +286,14 @@ def _check_settings(settings: dict) -> None:
     class_token_index(settings["class_token"], 0)
     if settings["class_token"] is None and settings["global_pool"] == "token":
         raise VimlearnError("without a class token there is none to read; expected global_pool='avg'")
+    for name in ("bidirectional", "halve_directions"):
+        if not isinstance(settings[name], bool):
+            raise VimlearnError(f"{name} is {settings[name]!r}; expected True or False")
+    for name in ("norm_eps", "drop_path_rate"):
+        if type(settings[name]) not in (int, float):
+            raise VimlearnError(f"{name} is {settings[name]!r}; expected a number")
+    if not settings["norm_eps"] > 0:
+        raise VimlearnError(f"norm_eps is {settings['norm_eps']}; expected more than 0")
     if not 0 <= settings["drop_path_rate"] < 1:
         raise VimlearnError(f"drop_path_rate is {settings['drop_path_rate']}; expected at least 0 and less than 1")
     check_backend(settings["backend"])

@@ -44,6 +44,15 @@ def test_adamw_step(rejected):
     rejected("adamw_step", lambda *x: adam(*x, decays=False), "does not decay")
     rejected("adamw_step", lambda *x: adam(*x)[0], "3 values")
 
+    def small_number(inside):
+        def step(w, g, m, v, t, lr, decay):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            a, b = m / (1 - 0.9**t), v / (1 - 0.999**t)
+            return w * (1 - lr * decay) - lr * a / ((b + 1e-8).sqrt() if inside else b.sqrt()), m, v
+        return step
+
+    rejected("adamw_step", small_number(False), "1e-8", "missing")
+
 
 def test_decayed(rejected):
     rejected("decayed", "pos_embed", "list")
@@ -63,6 +72,14 @@ def test_learning_rate(rejected):
         return rate(epoch, epochs, warmup, lr, low if epoch < warmup else 0, start)
 
     rejected("learning_rate", no_floor, "min_lr")
+
+    def one_more(epoch, epochs, warmup, lr, low, start):
+        if epoch <= warmup:
+            return start + epoch * (lr - start) / warmup
+        return rate(epoch, epochs, warmup, lr, low, start)
+
+    rejected("learning_rate", one_more, "epoch < warmup")
+    rejected("learning_rate", lambda e, n, *x: rate(e, n if e < 5 else n - 1, *x), "one epoch earlier")
 
 
 def test_confusion_matrix(rejected):

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -66,6 +67,72 @@ def test_save_and_load(tmp_path):
     assert loaded.config == model.config and not loaded.training
     assert_same(loaded, model)
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_what_is_saved_builds_again(tmp_path):
+    """Also from a wrapper of `torch.compile`, and after blocks were cut off; the backend is not stored."""
+    model = network(depth=3, backend="loop")
+    model.prune_intermediate_layers([1], prune_head=False)
+    loaded = load_model(save_checkpoint(torch.compile(model), tmp_path / "w.safetensors", {"epoch": 3}))
+    assert_same(loaded, model)
+    assert loaded.config["depth"] == 2 and loaded.config["backend"] == "auto"
+    torch.save(torch.compile(model).state_dict(), tmp_path / "w.pth")
+    load_checkpoint(loaded, tmp_path / "w.pth")
+
+
+def test_saving_what_cannot_be_saved(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VimlearnError, match="cannot write"):
+        save_checkpoint(network(), tmp_path / "file" / "w.safetensors")
+    with pytest.raises(VimlearnError, match="is a Linear"):
+        save_checkpoint(torch.nn.Linear(1, 1), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02"])
+def test_settings_are_found_whatever_the_length_of_the_header(tmp_path, start):
+    """The first bytes of safetensors are a length, and may look like the mark of another format."""
+    model, wanted = network(halve_directions=False), int.from_bytes(start, "little")
+    path = save_checkpoint(model, tmp_path / "w.safetensors", {"note": ""})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    padding = (wanted - length) % 65536
+    path = save_checkpoint(model, path, {"note": "x" * padding})
+    assert path.read_bytes()[:2] == start
+    assert load_model(path).config["halve_directions"] is False
+
+
+@pytest.mark.parametrize("make", [lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: t.to(torch.int8),
+                                  lambda t: t.to(torch.complex64)], ids=["sparse", "meta", "int8", "complex"])
+def test_tensors_that_are_no_plain_weights(tmp_path, make):
+    target = network()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    torch.save(network().state_dict() | {"head.weight": make(torch.ones(5, 16))}, tmp_path / "w.pth")
+    with pytest.raises(VimlearnError, match=r"head.weight is a tensor of dtype"):
+        load_checkpoint(target, tmp_path / "w.pth")
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+def test_bfloat16_weights_are_widened(tmp_path):
+    model = network().bfloat16()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    target = network()
+    load_checkpoint(target, tmp_path / "w.pth")
+    assert_same(target, model.float())
+
+
+@pytest.mark.parametrize("settings", ['{"patch_size":16,"stride":null,"img_size":[]}', "[" * 100000, "3",
+                                      '{"patch_size":4,"stride":null,"img_size":[16.0,16.0]}',
+                                      '{"patch_size":4,"stride":null,"img_size":[16,16,16]}'])
+def test_settings_that_a_stranger_wrote(tmp_path, settings):
+    """Nonsense beside good weights either is named, or is passed over and the weights load."""
+    model = network()
+    save_file(model.state_dict(), tmp_path / "w.safetensors", {"vimlearn_config": settings})
+    target = network(img_size=32)
+    try:
+        load_checkpoint(target, tmp_path / "w.safetensors")
+    except VimlearnError:
+        assert settings.startswith("[")
+    else:
+        assert torch.equal(target.head.weight, model.head.weight)
 
 
 def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
@@ -217,6 +284,22 @@ def test_non_square_source_needs_its_grid(tmp_path):
     assert_same(other, target)
 
 
+def test_grids_are_not_guessed_wrong(tmp_path):
+    """A square number of rows is a square grid, also where the model's oblong grid has the same count."""
+    torch.save(network().state_dict(), tmp_path / "w.pth")
+    assert load_checkpoint(network(img_size=(8, 32)), tmp_path / "w.pth").resized == ["pos_embed"]
+    assert not load_checkpoint(network(img_size=(8, 32)), tmp_path / "w.pth", source_grid=(2, 8)).resized
+    with pytest.raises(VimlearnError, match=r"source_grid is .3, 3.; expected .* 16 patches"):
+        load_checkpoint(network(img_size=32), tmp_path / "w.pth", source_grid=(3, 3))
+
+
+def test_resize_keeps_float64():
+    rows = torch.randn(1, 17, 2, dtype=torch.float64)
+    arguments = {"old_grid": (4, 4), "new_grid": (6, 6), "old_class_index": 8, "new_class_index": 18}
+    wide, narrow = (resize_position_embedding(r, **arguments) for r in (rows, rows.float()))
+    assert 0 < (wide - narrow).abs().max() < 1e-5
+
+
 def ramp(grid, class_index):
     """Positions that say where they are: (row, column) scaled to 0 ... 1, and a class row of 7s."""
     rows, columns = grid
@@ -318,6 +401,44 @@ def test_url_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     finally:
         server.shutdown()
     load_checkpoint(network(), url, sha256=digest)
+
+
+def test_a_download_that_breaks_off_is_not_kept(tmp_path, monkeypatch):
+    import http.server
+    import threading
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(b"x" * 500)
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(VimlearnError, match="cannot download"):
+            load_checkpoint(network(), f"http://127.0.0.1:{server.server_port}/w.pth")
+    finally:
+        server.shutdown()
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    with pytest.raises(VimlearnError, match="cannot download"):
+        load_checkpoint(network(), "http://localhost:abc/w.pth")
+
+
+def test_timm_loads_the_weights_that_the_caller_names(tmp_path, monkeypatch):
+    """`pretrained=True` takes the caller's file before the published one."""
+    seen = []
+    monkeypatch.setattr("vimlearn.registry.load_checkpoint", lambda model, source, **_: seen.append(source))
+    for overlay in ({"file": "own.safetensors"}, {"hf_hub_id": "me/mine", "hf_hub_filename": "w.safetensors"}, None):
+        timm.create_model("vim_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, depth=1)
+    assert seen == ["own.safetensors", "me/mine/w.safetensors", "hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"]
 
 
 def test_hub_failure_is_one_line(monkeypatch):

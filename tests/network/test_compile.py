@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers import assert_near
+from torch._inductor import config as inductor_config
 
 from vimlearn import VisionMamba
 
@@ -23,6 +24,13 @@ def gradients(model, function, images):
     out = function(images)
     out.square().sum().backward()
     return {"logits": out.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_code_of_earlier_versions():
+    """Inductor's cache on disk does not see that an operator of ours has changed."""
+    with inductor_config.patch(force_disable_caches=True):
+        yield
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -9,7 +9,7 @@ import torch
 from helpers import LENGTHS, assert_near, scan_inputs, with_gradients
 from hypothesis import given, settings
 
-from vimlearn import selective_scan
+from vimlearn import VimlearnError, selective_scan
 from vimlearn.scan import SCAN
 from vimlearn.scan_parallel import BLOCK_TOKENS, associative_scan_, scan_parallel, scan_parallel_backward
 
@@ -186,6 +186,30 @@ def test_autocast_leaves_the_scan_alone():
         assert inside[0].dtype == torch.float32
         for a, b in zip(plain, inside, strict=True):
             assert torch.equal(a, b)
+
+
+def test_forward_mode_is_refused_and_not_zero():
+    tensors = scan_inputs()
+    u = tensors.pop("u")
+    function = lambda backend: lambda u: run(backend, last=False)(u=u, **tensors)  # noqa: E731
+    assert torch.func.jvp(function("loop"), (u,), (torch.ones_like(u),))[1].abs().max() > 0.1
+    with pytest.raises(VimlearnError, match="no forward-mode"):
+        torch.func.jvp(function("parallel"), (u,), (torch.ones_like(u),))
+
+
+def test_export_with_a_changing_length():
+    class Scan(torch.nn.Module):
+        def forward(self, u, delta, A, B, C):
+            return selective_scan(u, delta, A, B, C)
+
+    def inputs(l):
+        x = scan_inputs(l=l, dtype=torch.float32)
+        return tuple(x[k] for k in ("u", "delta", "A", "B", "C"))
+
+    l = {1: torch.export.Dim("l", min=2, max=4096)}
+    program = torch.export.export(Scan(), inputs(70), dynamic_shapes=(l, l, None, l, l))
+    for length in (2, 64, 65, 200):
+        torch.testing.assert_close(program.module()(*inputs(length)), Scan()(*inputs(length)))
 
 
 def test_shapes_without_numbers():

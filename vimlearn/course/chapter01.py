@@ -60,7 +60,7 @@ def euler_limits(answer):
         "stable: that is the limit for a = -1; here a is -16": 2.0,
         "stable: that is the limit for the tank, a = -0.5; here a is -16": 4.0,
     })
-    return "1 + delta a reaches 0 at 1/16, where it starts to overshoot, and -1 at 2/16, beyond which it grows without limit."
+    return "1 + delta a is 0 at 1/16, where it starts to overshoot, and -1 at 2/16, beyond which it grows for ever."
 
 
 @exercise("1.3", "The bilinear step")

@@ -167,10 +167,11 @@ def network_parameters(answer):
                 "in_proj or out_proj is counted once a direction; both directions share them": right + 24 * 3 * e * d,
                 "in_proj is counted with e outputs; it makes x and z, so 2 e": right - 24 * e * d,
                 "in_proj and out_proj have no bias": right + 24 * (2 * e + d),
-                "the bias of dt_proj is missing": right - 24 * 2 * e,
+                "e numbers a direction are missing: the bias of the convolution, the bias of dt_proj, or D":
+                    right - 24 * 2 * e,
                 "r is d / 16 rounded up, not down": right - 24 * 2 * 2 * e * (r - d // 16),
                 "the norms of the blocks are missing": right - 24 * d,
-                "the last norm is missing": right - d,
+                "d numbers are missing: the bias of the patches, the class token, or the last norm": right - d,
                 "the bias of the head is missing": right - classes,
                 "x_proj makes r + 2 n numbers (step, B and C), not r + n": right - 24 * 2 * n * e,
                 "positions: the class token has a row too; tokens already counts it": right + d,

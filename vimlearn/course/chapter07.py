@@ -89,6 +89,13 @@ def adamw_step(answer):
         "divide by the root of v, and not by v": shrunk - lr * hat_m / (hat_v + 1e-8),
         "the step goes against the gradient: the sign is wrong": shrunk + step,
     })
+    # A gradient of the size of the 1e-8, so that its place shows.
+    zero, g = torch.zeros(3, dtype=torch.float64), torch.tensor([1e-8, -3e-8, 5e-9], dtype=torch.float64)
+    found, *_ = parts(call(answer, w, g, zero, zero, 1, lr, 0.0), "w", "m", "v")
+    match(found, _adamw(w, g, zero, zero, 1, lr, 0.0)[0], name="w after a tiny gradient", mistakes={
+        "the 1e-8 beside the root is missing": w - lr * g.sign(),
+        "the 1e-8 stands outside of the root, and not under it": w - lr * g / (g * g + 1e-8).sqrt(),
+    })
     return "averages, correction, step and decoupled decay agree with AdamW."
 
 
@@ -121,11 +128,14 @@ def learning_rate(answer):
             "the warm-up starts at warmup_lr, and not at 0": epoch * 1e-3 / 5,
             "before epoch `warmup` the rate rises; the cosine comes after": _cosine(epoch, 20),
         })
-    for epoch in (5, 12, 20):
+    for epoch in (12, 20, 5):
         found = call(answer, epoch, *values)
         match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}", mistakes={
+            "epoch `warmup` is the first on the cosine: the line is for epoch < warmup":
+                facts["lr"] if epoch == facts["warmup"] else math.nan,
             "the cosine counts from epoch 0, and not from the end of the warm-up": _cosine(epoch - 5, 15),
             "the cosine ends at min_lr: add it, and scale lr - min_lr": 1e-3 * (1 + math.cos(math.pi * epoch / 20)) / 2,
+            "the cosine reaches its end at epoch `epochs`, and not one epoch earlier": _cosine(epoch, 19),
             "the half is missing: 1 + cos runs from 2 to 0": 1e-5 + 0.99e-3 * (1 + math.cos(math.pi * epoch / 20)),
             "half a wave and no whole one: cos(pi epoch / epochs)":
                 1e-5 + 0.99e-3 * (1 + math.cos(2 * math.pi * epoch / 20)) / 2,

@@ -94,11 +94,13 @@ class Trainer:
         # A stream of its own for order and shifts: nothing else that draws numbers can disturb it.
         self.draws = torch.Generator().manual_seed(options.run.seed)
         self.loader = DataLoader(self.training, options.data.batch_size, shuffle=True, generator=self.draws)
-        # Reads the network's no_weight_decay() and leaves vectors undecayed (reference 5.3).
+        # Reads the network's no_weight_decay() and leaves vectors undecayed.
         self.optimizer = create_optimizer_v2(self.model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer, "cosine", num_epochs=recipe.epochs, min_lr=recipe.min_lr, warmup_lr=recipe.warmup_lr,
             warmup_epochs=recipe.warmup_epochs)
+        # Says now, before a folder is made, if an image could be moved out of sight.
+        random_shift(self.training.images[:1], options.data.shift)
         self.criterion = LabelSmoothingCrossEntropy(recipe.smoothing)
 
     def epoch(self, number: int, bar: tqdm) -> tuple[dict, Evaluation]:

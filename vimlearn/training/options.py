@@ -144,7 +144,7 @@ def read_yaml(path: str | os.PathLike) -> Options:
         raise VimlearnError(f"cannot read {path}: {error.strerror}; expected a YAML file of options") from error
     except UnicodeDecodeError as error:
         raise VimlearnError(f"{path} is no text in UTF-8; expected a YAML file of options") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise VimlearnError(f"{path} is no plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise VimlearnError(f"{path} holds {_kind(content)}; expected a mapping with the keys {', '.join(GROUPS)}")
@@ -178,7 +178,7 @@ def _fit(place: str, value, hint):
     for choice in choices:
         if typing.get_origin(choice) is Literal and isinstance(value, str) and value in typing.get_args(choice):
             return value
-        if choice is float and type(value) in (int, float):
+        if choice is float and type(value) in (int, float) and abs(value) < 1e300:
             return float(value)
         # YAML 1.1 reads 1e-3, without a point, as text.
         if choice is float and isinstance(value, str) and _is_number(value):
