@@ -3,6 +3,10 @@ PYTHON ?= python3
 FIRST ?= 01_ssm_discretization.ipynb
 BIN := .venv/bin
 QUIET := --LabApp.news_url=None --LanguageServerManager.autodetect=False
+# What a notebook keeps of its metadata: the kernel, the name of the language, the tags of its cells.
+CLEAN := --ClearMetadataPreprocessor.enabled=True \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask="{'kernelspec', ('language_info', 'name')}" \
+	--ClearMetadataPreprocessor.preserve_cell_metadata_mask="{'tags'}"
 HOME_HERE := $(CURDIR)/.venv/home
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,7 +41,7 @@ bench: .venv/ready  ## measure speed and memory
 	@echo "Nothing to measure yet: benchmarks/README.md says what is planned."; exit 1
 
 notebooks: .venv/ready  ## run every notebook again and store its outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(CLEAN) notebooks/*.ipynb
 
 clean:  ## remove the set-up and everything that was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
