@@ -53,3 +53,5 @@ def test_residual_stays_float32(module):
     normed, total = module(8).bfloat16()(h, residual)
     assert normed.dtype == torch.bfloat16
     assert total.dtype == torch.float32 and (total - 100).min() > 0.009
+    # Also from the first block on, where nothing is added yet
+    assert module(8).bfloat16()(h)[1].dtype == torch.float32
