@@ -1,0 +1,152 @@
+"""Arithmetic that LLVM turns into vector code: numbers in memory, exponential, softplus, sigmoid.
+
+A loop that calls a library's `exp` is not vectorised, so the float32 forms are polynomials. The float64 forms call the
+library: they are there to be exact, for gradient checks, and are slow.
+"""
+
+__all__ = ["LOG2E", "PLAIN", "SUMS", "decay", "exp2", "load", "sigmoid", "softplus", "softplus_slope", "store"]
+
+import math
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+from .numba_runtime import as_uint, as_wide
+
+# A product and a sum may become one instruction. Nothing may be reordered, or the rounding trick of `exp2` breaks.
+PLAIN = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "forceinline": True}
+# Sums over channels may be reordered, in the same way on every run: a vector of partial sums, then their sum.
+SUMS = {"fastmath": {"contract", "nsz", "reassoc"}, "error_model": "numpy", "forceinline": True}
+
+F = np.float32
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+# Constants are float32 where a float64 one would turn the arithmetic around it into float64.
+# 1.5 * 2^23: float32 numbers near it are 1 apart, so adding it rounds to a whole number.
+MAGIC = F(12582912.0)
+# 2^f = 1 + f (P0 + P1 f + ...) for |f| <= 1/2, relative error at most 7.1e-8.
+P0, P1, P2, P3, P4 = F(0.69314719), F(0.24022233), F(0.05550483), F(0.00967178), F(0.00133424)
+# log(1 + w) = w (Q0 + Q1 w + ...) for 0 <= w <= 1, relative error at most 1.9e-8.
+Q0, Q1, Q2, Q3, Q4 = F(0.99999998), F(-0.4999932), F(0.33315927), F(-0.24822132), F(0.19037219)
+Q5, Q6, Q7, Q8 = F(-0.13536584), F(0.07690007), F(-0.02876573), F(0.00506177)
+
+
+def load(memory, i):
+    """Return number i as float32 or float64; uint16 in memory is bfloat16."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(load, jit_options=PLAIN)
+def _load(memory, i):
+    if memory.dtype == types.uint16:
+        return lambda memory, i: as_wide(np.uint32(memory[i]) << np.uint32(16))
+    return lambda memory, i: memory[i]
+
+
+def store(memory, i, x):
+    """Write x as number i; uint16 in memory is bfloat16, rounded to the nearest, ties to even."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(store, jit_options=PLAIN)
+def _store(memory, i, x):
+    def plain(memory, i, x):
+        memory[i] = x
+
+    def rounded(memory, i, x):
+        bits = as_uint(x)
+        up = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        # Rounded up like a number, the bits of a NaN could become those of an infinity.
+        memory[i] = np.uint16(up if x == x else np.uint32(0x7FC0))
+    return rounded if memory.dtype == types.uint16 else plain
+
+
+def decay(t):
+    """Return 2^t for t <= 0."""
+    raise NotImplementedError("compiled code only")
+
+
+def exp2(t):
+    """Return 2^t."""
+    raise NotImplementedError("compiled code only")
+
+
+@register_jitable(**PLAIN)
+def _power(t):
+    """Return 2^t for -126 <= t <= 128: a polynomial for the fraction, the whole part added to the exponent bits."""
+    shifted = t + MAGIC
+    f = t - (shifted - MAGIC)
+    g = f * f
+    # Few steps in a row, so that the processor can work on several vectors at once (Estrin).
+    p = (P4 * g + (P3 * f + P2)) * (g * f) + ((P1 * f + P0) * f + F(1))
+    return as_wide(as_uint(p) + (as_uint(shifted) << np.uint32(23)))
+
+
+# The comparisons are false for NaN, which passes through them.
+@overload(decay, jit_options=PLAIN)
+def _decay(t):
+    if t == types.float64:
+        return lambda t: math.exp(t * LN2)
+    return lambda t: _power(F(-126) if F(-126) > t else t)
+
+
+@overload(exp2, jit_options=PLAIN)
+def _exp2(t):
+    if t == types.float64:
+        return lambda t: math.exp(t * LN2)
+
+    def clamped(t):
+        t = F(128) if t > F(128) else t
+        return _power(F(-126) if F(-126) > t else t)
+    return clamped
+
+
+def _exp(x):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_exp, jit_options=PLAIN)
+def _exp_overload(x):
+    if x == types.float64:
+        return lambda x: math.exp(x)
+    return lambda x: exp2(x * F(LOG2E))
+
+
+@register_jitable(**PLAIN)
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x))."""
+    return F(1) / (F(1) + _exp(-x))
+
+
+def _log1p(w):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_log1p, jit_options=PLAIN)
+def _log1p_overload(w):
+    if w == types.float64:
+        return lambda w: math.log1p(w)
+
+    def polynomial(w):
+        w2 = w * w
+        w4 = w2 * w2
+        low = (Q3 * w + Q2) * w2 + (Q1 * w + Q0)
+        high = (Q7 * w + Q6) * w2 + (Q5 * w + Q4)
+        return w * ((Q8 * w4 + high) * w4 + low)
+    return polynomial
+
+
+@register_jitable(**PLAIN)
+def softplus(p):
+    """Return log(1 + exp(p)), and p itself above 20, as PyTorch does."""
+    value = (p if p > F(0) else F(0)) + _log1p(_exp(-abs(p)))
+    return p if p > F(20) else value
+
+
+@register_jitable(**PLAIN)
+def softplus_slope(p):
+    """Return the derivative of `softplus`, exact also where p is very negative and the step small."""
+    w = _exp(-abs(p))
+    slope = (F(1) if p > F(0) else w) / (F(1) + w)
+    return F(1) if p > F(20) else slope

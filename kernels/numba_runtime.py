@@ -1,0 +1,202 @@
+"""How a Numba kernel runs: compiled once and cached on disk, by the threads that PyTorch already has.
+
+A kernel here is a function of one pointer, to a record of sizes and addresses. It takes tasks (a block of channels of
+one sequence, say) from a shared counter until none is left, so it does not matter how many threads run it or when they
+come. Who calls it is decided here, and not by Numba: its OpenMP layer brings a second runtime whose threads compete
+with PyTorch's, and its workqueue layer aborts when two Python threads call at once.
+
+- Where PyTorch runs on OpenMP, the kernel is handed to that very runtime, through its entry `GOMP_parallel`. The
+  threads are the same, already awake, and as many as `torch.get_num_threads()` says.
+- Elsewhere threads of Python call it. They run side by side because ctypes lets go of the interpreter lock.
+- In a forked child it runs on one thread: the threads of the parent do not exist there, and waiting for them hangs.
+"""
+
+__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "pointer", "run", "scratch_slots", "shift",
+           "stack"]
+
+import ctypes
+import functools
+import hashlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import llvmlite.ir as ir
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# The fields that every record begins with: two shared counters and the number of tasks.
+TEAM = [("next_slot", np.int64), ("next_task", np.int64), ("tasks", np.int64)]
+
+# Numba looks at one source file to tell whether what it cached is stale; a kernel spans several.
+FINGERPRINT = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
+                             ).hexdigest()
+
+
+@intrinsic
+def pointer(typingctx, address, like):
+    """Return the integer `address` as a pointer to numbers of the type `like`, such as np.float32."""
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    return types.CPointer(like.dtype)(address, like), generate
+
+
+@intrinsic
+def shift(typingctx, start, count):
+    """Return the pointer to the number that stands `count` numbers behind the pointer `start`."""
+    def generate(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+    return start(start, types.int64), generate
+
+
+@intrinsic
+def apart(typingctx, start):
+    """Return the pointer `start`, and promise the compiler that what is reached through it is reached in no other way.
+
+    Without the promise it has to fear that a store changes what the next load reads, and gives up vectors where a loop
+    has many arrays. The promise is a function whose result is marked like that of malloc.
+    """
+    def generate(context, builder, signature, args):
+        name, kind = "vimlearn_apart", args[0].type
+        function = builder.module.globals.get(f"{name}_{kind.pointee}")
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(kind, [kind]), f"{name}_{kind.pointee}")
+            function.linkage = "internal"
+            function.return_value.add_attribute("noalias")
+            for attribute in ("noinline", "optnone"):
+                function.attributes.add(attribute)
+            ir.IRBuilder(function.append_basic_block()).ret(function.args[0])
+        return builder.call(function, [args[0]])
+    return start(start), generate
+
+
+@intrinsic(prefer_literal=True)
+def stack(typingctx, count, like):
+    """Return a pointer to `count` (a constant) numbers of the type `like` on the stack, not initialised.
+
+    The compiler knows that such an array overlaps with no other, which an array on the heap does not tell it.
+    """
+    def generate(context, builder, signature, args):
+        size = ir.Constant(ir.IntType(64), count.literal_value)
+        return cgutils.alloca_once(builder, context.get_value_type(like.dtype), size=size)
+    return types.CPointer(like.dtype)(count, like), generate
+
+
+@intrinsic
+def fetch_add(typingctx, record, index):
+    """Add 1 to counter `index` at the head of `record`, atomically, and return what it was before."""
+    def generate(context, builder, signature, args):
+        counters = builder.bitcast(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", builder.gep(counters, [args[1]]), ir.Constant(ir.IntType(64), 1), "monotonic")
+    return types.int64(record, index), generate
+
+
+def _bit_cast(name: str, result: types.Type, argument: types.Type):
+    def typer(typingctx, x):
+        def generate(context, builder, signature, args):
+            return builder.bitcast(args[0], context.get_value_type(result))
+        return result(argument), generate
+    typer.__name__ = name
+    return intrinsic(typer)
+
+
+as_uint = _bit_cast("as_uint", types.uint32, types.float32)
+as_wide = _bit_cast("as_wide", types.float32, types.uint32)
+
+
+def compile_kernel(body, record: np.dtype, storage: type, wide: type):
+    """Compile `body(args, slot, task, storage, wide)`, a `register_jitable` function, into a kernel for `run`.
+
+    `args` is a record that begins with the fields of `TEAM`; a slot is a number that no other thread of the team has.
+    storage is the type of numbers in memory (np.uint16 stands for bfloat16), wide that of states and sums.
+    Cached on disk where a folder can be written.
+    """
+    args_type = numba.from_dtype(record)
+    version = FINGERPRINT + repr(record.descr)
+
+    def work(data):
+        args = numba.carray(data, 1)[0]
+        # `version` is part of the cached kernel's key because it is used here.
+        slot = fetch_add(data, len(version) * 0)
+        while True:
+            task = fetch_add(data, 1)
+            if task >= args.tasks:
+                return
+            body(args, slot, task, storage, wide)
+
+    def compiled(**options):
+        return numba.cfunc(types.void(types.CPointer(args_type)), nopython=True, error_model="numpy", **options)(work)
+
+    try:
+        return compiled(cache=True)
+    except RuntimeError as error:
+        if "cache" not in str(error):
+            raise
+        warnings.warn(f"a compiled kernel is not kept for the next process: {error}; set NUMBA_CACHE_DIR to a folder "
+                      "that can be written", stacklevel=2)
+        return compiled()
+
+
+# ------------------------------------------------------------------------------------------------- who calls a kernel
+
+_in_forked_child = False
+
+
+def _after_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def scratch_slots(tasks: int) -> int:
+    """Return how many threads `run` may put on that many tasks: none has more tasks than it can use."""
+    return 1 if _in_forked_child else max(1, min(torch.get_num_threads(), tasks))
+
+
+def run(kernel, args: np.ndarray, threads: int) -> None:
+    """Let `threads` threads run `kernel` on the record `args` until its tasks are done."""
+    address, call = args.ctypes.data, _callable(kernel.address)
+    if threads == 1 or _in_forked_child:
+        call(address)
+    elif (parallel := _openmp_of_torch()) is not None:
+        parallel(kernel.address, address, threads, 0)
+    else:
+        others = [_python_threads().submit(call, address) for _ in range(threads - 1)]
+        call(address)
+        for other in others:
+            other.result()
+
+
+@functools.cache
+def _callable(address: int):
+    # A foreign function of ctypes: it lets go of the interpreter lock while it runs.
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+@functools.cache
+def _openmp_of_torch():
+    """Return the entry of the OpenMP runtime that PyTorch was linked with, or None where it has no such entry."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            # A symbol is looked for in the library and in all that it was linked with.
+            entry = ctypes.CDLL(str(folder / name)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        entry.restype = None
+        return entry
+    return None
+
+
+@functools.cache
+def _python_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vimlearn-kernel")

@@ -1,0 +1,193 @@
+"""The selective scan on the CPU, backward: the gradient of a scan is a scan in the other direction.
+
+With g[t] the gradient of the state s[t] and a[t] = exp(d[t] A) its decay,
+
+    g[t] = a[t+1] g[t+1] + C[t] grad_y[t]
+
+and every other gradient is a sum over g and s at one token. Nothing of size (b, l, e, n) is stored: a chunk of CHUNK
+tokens is run forward again from its kept state, its states and decays stay in the second cache, and the chunk is then
+walked in the other direction. B and C belong to all channels of a token, so each block of channels writes its share of
+their gradients to a place of its own, and the caller adds the shares: the result does not depend on who came first.
+"""
+
+__all__ = ["backward_scratch", "scan_backward_task"]
+
+from numba.extending import register_jitable
+
+from .numba_math import LOG2E, PLAIN, SUMS, F, exp2, load, sigmoid, softplus, softplus_slope
+from .numba_runtime import apart, pointer, shift, stack
+from .numba_scan_parts import CHUNK, GAP, LANES, direction, read_parameters, read_row, read_step, token_at, write_row
+
+# Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y.
+ROWS = 4
+
+
+def backward_scratch(l: int, n: int, r: int) -> int:
+    """Return how many numbers a thread needs."""
+    per_chunk = CHUNK * ROWS * LANES + (2 * CHUNK + 1) * (n * LANES + GAP)
+    return l * LANES + per_chunk + 3 * (n * LANES + GAP) + r * LANES
+
+
+@register_jitable(**PLAIN)
+def scan_backward_task(args, slot, task, storage, wide):
+    """Write all gradients of one sequence and one block of channels, in every direction."""
+    blocks = (args.e + LANES - 1) // LANES
+    i, block = task // blocks, task % blocks
+    channel = block * LANES
+    width = min(LANES, args.e - channel)
+    y = shift(pointer(args.scratch, wide), slot * args.scratch_size)
+    if args.z != 0:
+        for k in range(args.l * LANES):
+            y[k] = wide(0)
+    for k in range(args.directions):
+        _scan_backward(args, direction(args, k), storage, wide, i, block, width, y)
+    if args.z != 0:
+        _gate_backward(args, storage, wide, i, channel, width, y)
+
+
+@register_jitable(**PLAIN)
+def _scan_backward(args, scan, storage, wide, i, block, width, y):
+    """Write the gradients of one direction, and add its scan, without a gate, to y (l, LANES)."""
+    l, n, channel = args.l, args.n, block * LANES
+    per_token = n * LANES + GAP
+    rows = apart(shift(y, l * LANES))
+    states = apart(shift(y, (l + CHUNK * ROWS) * LANES))
+    decays = apart(shift(y, (l + CHUNK * ROWS) * LANES + (CHUNK + 1) * per_token))
+    rest = (l + CHUNK * ROWS) * LANES + (2 * CHUNK + 1) * per_token
+    g, grad_A = apart(shift(y, rest)), apart(shift(y, rest + per_token))
+    A2, weight = apart(shift(y, rest + 2 * per_token)), apart(shift(y, rest + 3 * per_token))
+    bias, D = stack(LANES, wide), stack(LANES, wide)
+    grad_D, grad_bias = stack(LANES, wide), stack(LANES, wide)
+    read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D)
+    for k in range(n):
+        for c in range(LANES):
+            grad_A[k * LANES + c] = wide(0)
+            at = ((i * args.e) + channel + c) * n + k
+            g[k * LANES + c] = pointer(scan.grad_last, wide)[at] if scan.grad_last != 0 and c < width else wide(0)
+    for c in range(LANES):
+        grad_D[c] = wide(0)
+        grad_bias[c] = wide(0)
+    for chunk in range((l - 1) // CHUNK, -1, -1):
+        start = chunk * CHUNK
+        count = min(CHUNK, l - start)
+        _read_start(args, scan, wide, i, chunk, channel, width, states)
+        for j in range(count):
+            t = token_at(start + j, l, scan.reverse)
+            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, shift(y, t * LANES),
+                           shift(rows, j * ROWS * LANES), shift(states, j * per_token), shift(decays, j * per_token))
+        for j in range(count - 1, -1, -1):
+            t = token_at(start + j, l, scan.reverse)
+            _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, shift(rows, j * ROWS * LANES),
+                            shift(states, j * per_token), shift(decays, j * per_token), g, grad_A, grad_D, grad_bias)
+    for k in range(n):
+        for c in range(width):
+            pointer(scan.grad_A, wide)[(i * args.e + channel + c) * n + k] = grad_A[k * LANES + c]
+    for c in range(width):
+        pointer(scan.grad_D, wide)[i * args.e + channel + c] = grad_D[c]
+        pointer(scan.grad_bias, wide)[i * args.e + channel + c] = grad_bias[c]
+
+
+@register_jitable(**PLAIN)
+def _read_start(args, scan, wide, i, chunk, channel, width, s):
+    starts, at = pointer(scan.starts, wide), ((chunk * args.b + i) * args.n) * args.e + channel
+    for k in range(args.n):
+        for c in range(width):
+            s[k * LANES + c] = starts[at + k * args.e + c]
+        for c in range(width, LANES):
+            s[k * LANES + c] = wide(0)
+
+
+@register_jitable(**PLAIN)
+def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, y, rows, s, a):
+    """Do token t as in the forward pass; keep the states before (s) and after it (behind s), its decays and rows."""
+    n = args.n
+    u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
+    x, total, z = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
+    read_step(scan, args.r, storage, i, t, channel, width, weight, bias, d)
+    for c in range(LANES):
+        slope[c] = wide(1)
+    if args.softplus:
+        for c in range(LANES):
+            slope[c] = softplus_slope(d[c])
+            d[c] = softplus(d[c])
+    read_row(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel, width, u)
+    read_row(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel, width, grad_y)
+    for c in range(LANES):
+        x[c] = u[c] * d[c]
+        total[c] = u[c] * D[c]
+        grad_y[c] *= wide(args.scale)
+    B, C = pointer(scan.B, storage), pointer(scan.C, storage)
+    at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
+    for k in range(n):
+        Bk, Ck, before, after = load(B, at_B + k), load(C, at_C + k), k * LANES, (n + k) * LANES + GAP
+        for c in range(LANES):
+            decay = exp2(d[c] * A2[before + c])
+            state = decay * s[before + c] + x[c] * Bk
+            a[before + c] = decay
+            s[after + c] = state
+            total[c] += state * Ck
+    if args.z != 0:
+        read_row(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel, width, z)
+        for c in range(LANES):
+            y[c] += total[c]
+            grad_y[c] *= z[c] * sigmoid(z[c])
+
+
+@register_jitable(**PLAIN)
+def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, s, a, g, grad_A, grad_D, grad_bias):
+    """Take g, the gradient of the state after token t, to the state before it; write the gradients at token t."""
+    n, channel = args.n, block * LANES
+    u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
+    x, grad_x, grad_d = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
+    for c in range(LANES):
+        x[c] = u[c] * d[c]
+        grad_x[c] = wide(0)
+        grad_d[c] = wide(0)
+    B, C = pointer(scan.B, storage), pointer(scan.C, storage)
+    at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
+    share = ((block * args.b + i) * args.l + t) * n
+    for k in range(n):
+        row = k * LANES
+        _state_backward(shift(s, row), shift(s, (n + k) * LANES + GAP), shift(a, row), shift(A2, row), d, x, grad_y,
+                        load(B, at_B + k), load(C, at_C + k), shift(g, row), grad_x, grad_d, shift(grad_A, row),
+                        shift(pointer(scan.grad_B, wide), share + k), shift(pointer(scan.grad_C, wide), share + k))
+    for c in range(LANES):
+        # A2 = A log2(e) took the place of A in the sum
+        grad_d[c] = (grad_d[c] * wide(1 / LOG2E) + grad_x[c] * u[c]) * slope[c]
+        grad_x[c] = grad_x[c] * d[c] + grad_y[c] * D[c]
+        grad_D[c] += grad_y[c] * u[c]
+        grad_bias[c] += grad_d[c]
+    at = (i * args.l + t) * args.e + channel
+    write_row(pointer(scan.grad_u, storage), at, width, grad_x)
+    write_row(pointer(scan.grad_delta, storage), at, width, grad_d)
+
+
+@register_jitable(**SUMS)
+def _state_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d, grad_A, grad_B, grad_C):
+    """Do one of the n states: add to grad_x, grad_d and grad_A (LANES,), write this block's share of grad_B, grad_C."""
+    sum_B, sum_C = F(0), F(0)
+    for c in range(LANES):
+        gradient = g[c] + grad_y[c] * C
+        sum_C += grad_y[c] * after[c]
+        sum_B += gradient * x[c]
+        grad_x[c] += gradient * B
+        g[c] = gradient * a[c]
+        exponent = g[c] * before[c]
+        grad_d[c] += exponent * A2[c]
+        grad_A[c] += exponent * d[c]
+    grad_B[0] = sum_B
+    grad_C[0] = sum_C
+
+
+@register_jitable(**PLAIN)
+def _gate_backward(args, storage, wide, i, channel, width, y):
+    """Write the gradient of z from y, the sum of all directions: scale grad_out y silu'(z)."""
+    gate, grad = stack(LANES, wide), stack(LANES, wide)
+    for t in range(args.l):
+        row = t * LANES
+        read_row(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel, width, gate)
+        read_row(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel, width, grad)
+        for c in range(LANES):
+            half = sigmoid(gate[c])
+            grad[c] *= y[row + c] * wide(args.scale) * (half + gate[c] * half * (wide(1) - half))
+        write_row(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel, width, grad)

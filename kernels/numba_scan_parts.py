@@ -1,0 +1,108 @@
+"""What the forward and the backward pass of the scan on the CPU share: the record they are given, and how it is read.
+
+A task is one sequence and LANES channels that lie side by side in memory. Every inner loop runs over these channels.
+The compiler knows their number, and makes straight vector code of the loop.
+"""
+
+__all__ = ["CHUNK", "GAP", "LANES", "SCAN_ARGS", "direction", "read_parameters", "read_row", "read_step", "token_at",
+           "write_row"]
+
+import numpy as np
+from numba.extending import register_jitable
+
+from .numba_math import LOG2E, PLAIN, F, load, store
+from .numba_runtime import TEAM, pointer
+
+LANES = 64
+# Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
+CHUNK = 16
+# Unused numbers between arrays whose sizes are powers of two: without them the same places of all arrays compete for the
+# same lines of the cache.
+GAP = 80
+
+# Addresses (0: there is no such tensor), and strides in numbers: _b between sequences, _l between tokens.
+DIRECTION = np.dtype([(name, np.int64) for name in (
+    "u", "u_b", "u_l", "delta", "delta_b", "delta_l", "B", "B_b", "B_l", "C", "C_b", "C_l", "A", "D", "delta_bias",
+    "delta_weight", "reverse", "starts", "last", "grad_last", "grad_u", "grad_delta", "grad_B", "grad_C", "grad_A",
+    "grad_D", "grad_bias")])
+SCAN_ARGS = np.dtype([*TEAM, *((name, np.int64) for name in (
+    "b", "l", "e", "n", "r", "directions", "softplus", "scratch", "scratch_size", "z", "z_b", "z_l", "out",
+    "grad_out", "grad_out_b", "grad_out_l", "grad_z")), ("scale", np.float64), ("first", DIRECTION),
+    ("second", DIRECTION)])
+
+
+@register_jitable(**PLAIN)
+def direction(args, k):
+    """Return the record of direction k."""
+    return args.first if k == 0 else args.second
+
+
+@register_jitable(**PLAIN)
+def token_at(step, length, reverse):
+    """Return which token a direction meets as number `step`."""
+    return length - 1 - step if reverse else step
+
+
+@register_jitable(**PLAIN)
+def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D):
+    """Read what does not change from token to token, for `width` channels from `channel` on; the rest becomes 0.
+
+    Writes A2 = A log2(e) (n, LANES), the rows of the step's projection (r, LANES), bias and D (LANES,).
+    Returns whether a decay can be above 1: with a positive A, or with a step that may be negative.
+    """
+    A, grows = pointer(scan.A, wide), args.softplus == 0
+    for k in range(args.n):
+        for c in range(LANES):
+            a = A[(channel + c) * args.n + k] if c < width else wide(0)
+            A2[k * LANES + c] = a * wide(LOG2E)
+            grows |= a > wide(0)
+    for c in range(LANES):
+        bias[c] = pointer(scan.delta_bias, wide)[channel + c] if scan.delta_bias != 0 and c < width else wide(0)
+        D[c] = pointer(scan.D, wide)[channel + c] if scan.D != 0 and c < width else wide(0)
+    for k in range(args.r):
+        for c in range(LANES):
+            at = (channel + c) * args.r + k
+            weight[k * LANES + c] = load(pointer(scan.delta_weight, storage), at) if c < width else wide(0)
+    return grows
+
+
+@register_jitable(**PLAIN)
+def read_step(scan, r, storage, i, t, channel, width, weight, bias, d):
+    """Put delta + bias of token t, the step before the softplus, into d (LANES,)."""
+    delta, at = pointer(scan.delta, storage), i * scan.delta_b + t * scan.delta_l
+    if r == 0:
+        read_row(delta, at + channel, width, d)
+        for c in range(LANES):
+            d[c] += bias[c]
+    else:
+        for c in range(LANES):
+            d[c] = bias[c]
+        for k in range(r):
+            x = load(delta, at + k)
+            for c in range(LANES):
+                d[c] += x * weight[k * LANES + c]
+
+
+@register_jitable(**PLAIN)
+def read_row(memory, at, width, row):
+    """Read `width` numbers into row (LANES,), 0 behind them. A full row is a case of its own, of known length."""
+    if width == LANES:
+        for c in range(LANES):
+            row[c] = load(memory, at + c)
+    else:
+        for c in range(width):
+            row[c] = load(memory, at + c)
+        for c in range(width, LANES):
+            # Not left as it was: sums over LANES must not meet a NaN.
+            row[c] = F(0)
+
+
+@register_jitable(**PLAIN)
+def write_row(memory, at, width, row):
+    """Write the first `width` numbers of row (LANES,) to memory."""
+    if width == LANES:
+        for c in range(LANES):
+            store(memory, at + c, row[c])
+    else:
+        for c in range(width):
+            store(memory, at + c, row[c])
