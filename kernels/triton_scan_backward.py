@@ -25,7 +25,10 @@ import triton
 import triton.language as tl
 
 from .triton_common import Rows, exp2, row, sigmoid, step_of, tile
-from .triton_scan_forward import CHUNK, TOKENS, load_A, load_map, per_channel
+from .triton_scan_forward import CHUNK, load_A, load_map, per_channel
+
+# Tokens whose states are in registers at once.
+TOKENS = tl.constexpr(2)
 
 
 class BackwardWalk(NamedTuple):
@@ -153,20 +156,14 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
         tl.store(s.grad_delta + place + t * e, gd.to(s.grad_delta.dtype.element_ty), mask=exists)
         sums_D += gyi * u[i]
         sums_bias += gd
-        # Tokens are folded as soon as there are two, so that few tiles are alive.
-        if GROUP == 4:
-            if i % 2 == 1:
-                single = both
-            elif REVERSE:
-                pair = fold(single, both, 2)
+        if GROUP == 2:
+            # The token after the other in memory takes the channels with bit 2, whichever of the two comes first here.
+            if i == 1:
+                other = both
             else:
-                pair = fold(both, single, 2)
-            if i == 2:
-                other = pair
-    if GROUP == 4:
-        folded = fold(other, pair, 4) if REVERSE else fold(pair, other, 4)
-    else:
-        folded = both
+                folded = fold(other, both, 2) if REVERSE else fold(both, other, 2)
+        else:
+            folded = both
     store_maps(group, folded, n, GROUP)
     return h, sums_A, sums_D, sums_bias
 
