@@ -77,9 +77,7 @@ def _power(t):
     """Return 2^t for -126 <= t <= 128: a polynomial for the fraction, the whole part added to the exponent bits."""
     shifted = t + MAGIC
     f = t - (shifted - MAGIC)
-    g = f * f
-    # Few steps in a row, so that the processor can work on several vectors at once (Estrin).
-    p = (P4 * g + (P3 * f + P2)) * (g * f) + ((P1 * f + P0) * f + F(1))
+    p = ((((P4 * f + P3) * f + P2) * f + P1) * f + P0) * f + F(1)
     return as_wide(as_uint(p) + (as_uint(shifted) << np.uint32(23)))
 
 

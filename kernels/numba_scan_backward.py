@@ -14,7 +14,7 @@ __all__ = ["backward_scratch", "scan_backward_task"]
 
 from numba.extending import register_jitable
 
-from .numba_math import LOG2E, PLAIN, SUMS, F, exp2, load, sigmoid, softplus, softplus_slope
+from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
 from .numba_runtime import apart, pointer, shift, stack
 from .numba_scan_parts import CHUNK, GAP, LANES, direction, read_parameters, read_row, read_step, token_at, write_row
 
@@ -58,7 +58,7 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
     A2, weight = apart(shift(y, rest + 2 * per_token)), apart(shift(y, rest + 3 * per_token))
     bias, D = stack(LANES, wide), stack(LANES, wide)
     grad_D, grad_bias = stack(LANES, wide), stack(LANES, wide)
-    read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D)
+    grows = read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D)
     for k in range(n):
         for c in range(LANES):
             grad_A[k * LANES + c] = wide(0)
@@ -73,8 +73,9 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
         _read_start(args, scan, wide, i, chunk, channel, width, states)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
-            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, shift(y, t * LANES),
-                           shift(rows, j * ROWS * LANES), shift(states, j * per_token), shift(decays, j * per_token))
+            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, grows,
+                           shift(y, t * LANES), shift(rows, j * ROWS * LANES), shift(states, j * per_token),
+                           shift(decays, j * per_token))
         for j in range(count - 1, -1, -1):
             t = token_at(start + j, l, scan.reverse)
             _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, shift(rows, j * ROWS * LANES),
@@ -98,7 +99,8 @@ def _read_start(args, scan, wide, i, chunk, channel, width, s):
 
 
 @register_jitable(**PLAIN)
-def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, y, rows, s, a):
+def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, grows,
+                   y, rows, s, a):
     """Do token t as in the forward pass; keep the states before (s) and after it (behind s), its decays and rows."""
     n = args.n
     u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
@@ -117,20 +119,38 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
         total[c] = u[c] * D[c]
         grad_y[c] *= wide(args.scale)
     B, C = pointer(scan.B, storage), pointer(scan.C, storage)
-    at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
-    for k in range(n):
+    at_B, at_C, k = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l, 0
+    while k + 4 <= n and not grows:
+        _four_states_again(shift(s, k * LANES), shift(s, (n + k) * LANES + GAP), shift(a, k * LANES),
+                           shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
+        k += 4
+    while k < n:
         Bk, Ck, before, after = load(B, at_B + k), load(C, at_C + k), k * LANES, (n + k) * LANES + GAP
         for c in range(LANES):
-            decay = exp2(d[c] * A2[before + c])
-            state = decay * s[before + c] + x[c] * Bk
-            a[before + c] = decay
-            s[after + c] = state
-            total[c] += state * Ck
+            a[before + c] = exp2(d[c] * A2[before + c])
+            s[after + c] = a[before + c] * s[before + c] + x[c] * Bk
+            total[c] += s[after + c] * Ck
+        k += 1
     if args.z != 0:
         read_row(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel, width, z)
         for c in range(LANES):
             y[c] += total[c]
             grad_y[c] *= z[c] * sigmoid(z[c])
+
+
+@register_jitable(**PLAIN)
+def _four_states_again(before, after, a, A2, d, x, total, B, C):
+    """Do four states of one token, where no decay is above 1."""
+    B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
+    C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
+    for c in range(LANES):
+        c1, c2, c3 = c + LANES, c + 2 * LANES, c + 3 * LANES
+        a0, a1, a2, a3 = decay(d[c] * A2[c]), decay(d[c] * A2[c1]), decay(d[c] * A2[c2]), decay(d[c] * A2[c3])
+        s0, s1 = a0 * before[c] + x[c] * B0, a1 * before[c1] + x[c] * B1
+        s2, s3 = a2 * before[c2] + x[c] * B2, a3 * before[c3] + x[c] * B3
+        a[c], a[c1], a[c2], a[c3] = a0, a1, a2, a3
+        after[c], after[c1], after[c2], after[c3] = s0, s1, s2, s3
+        total[c] += (s0 * C0 + s1 * C1) + (s2 * C2 + s3 * C3)
 
 
 @register_jitable(**PLAIN)
@@ -146,11 +166,19 @@ def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, 
     B, C = pointer(scan.B, storage), pointer(scan.C, storage)
     at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
     share = ((block * args.b + i) * args.l + t) * n
-    for k in range(n):
+    grad_B, grad_C, k = shift(pointer(scan.grad_B, wide), share), shift(pointer(scan.grad_C, wide), share), 0
+    while k + 4 <= n:
         row = k * LANES
-        _state_backward(shift(s, row), shift(s, (n + k) * LANES + GAP), shift(a, row), shift(A2, row), d, x, grad_y,
+        _four_states_backward(shift(s, row), shift(s, row + n * LANES + GAP), shift(a, row), shift(A2, row), d, x,
+                              grad_y, shift(B, at_B + k), shift(C, at_C + k), shift(g, row), grad_x, grad_d,
+                              shift(grad_A, row), shift(grad_B, k), shift(grad_C, k))
+        k += 4
+    while k < n:
+        row = k * LANES
+        _state_backward(shift(s, row), shift(s, row + n * LANES + GAP), shift(a, row), shift(A2, row), d, x, grad_y,
                         load(B, at_B + k), load(C, at_C + k), shift(g, row), grad_x, grad_d, shift(grad_A, row),
-                        shift(pointer(scan.grad_B, wide), share + k), shift(pointer(scan.grad_C, wide), share + k))
+                        shift(grad_B, k), shift(grad_C, k))
+        k += 1
     for c in range(LANES):
         # A2 = A log2(e) took the place of A in the sum
         grad_d[c] = (grad_d[c] * wide(1 / LOG2E) + grad_x[c] * u[c]) * slope[c]
@@ -177,6 +205,37 @@ def _state_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d,
         grad_A[c] += exponent * d[c]
     grad_B[0] = sum_B
     grad_C[0] = sum_C
+
+
+@register_jitable(**SUMS)
+def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d, grad_A, grad_B, grad_C):
+    """Do four states like `_state_backward`: d, x, grad_y and the two sums over states are read once for all."""
+    B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
+    C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
+    sum_B0 = sum_B1 = sum_B2 = sum_B3 = sum_C0 = sum_C1 = sum_C2 = sum_C3 = F(0)
+    for c in range(LANES):
+        c1, c2, c3 = c + LANES, c + 2 * LANES, c + 3 * LANES
+        g0, g1 = g[c] + grad_y[c] * C0, g[c1] + grad_y[c] * C1
+        g2, g3 = g[c2] + grad_y[c] * C2, g[c3] + grad_y[c] * C3
+        sum_C0 += grad_y[c] * after[c]
+        sum_C1 += grad_y[c] * after[c1]
+        sum_C2 += grad_y[c] * after[c2]
+        sum_C3 += grad_y[c] * after[c3]
+        sum_B0 += g0 * x[c]
+        sum_B1 += g1 * x[c]
+        sum_B2 += g2 * x[c]
+        sum_B3 += g3 * x[c]
+        h0, h1, h2, h3 = g0 * a[c], g1 * a[c1], g2 * a[c2], g3 * a[c3]
+        e0, e1, e2, e3 = h0 * before[c], h1 * before[c1], h2 * before[c2], h3 * before[c3]
+        g[c], g[c1], g[c2], g[c3] = h0, h1, h2, h3
+        grad_A[c] += e0 * d[c]
+        grad_A[c1] += e1 * d[c]
+        grad_A[c2] += e2 * d[c]
+        grad_A[c3] += e3 * d[c]
+        grad_x[c] += (g0 * B0 + g1 * B1) + (g2 * B2 + g3 * B3)
+        grad_d[c] += (e0 * A2[c] + e1 * A2[c1]) + (e2 * A2[c2] + e3 * A2[c3])
+    grad_B[0], grad_B[1], grad_B[2], grad_B[3] = sum_B0, sum_B1, sum_B2, sum_B3
+    grad_C[0], grad_C[1], grad_C[2], grad_C[3] = sum_C0, sum_C1, sum_C2, sum_C3
 
 
 @register_jitable(**PLAIN)

@@ -60,10 +60,9 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
             x[c] *= d[c]
         at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
         k = 0
-        if not grows:
-            while k + 4 <= n:
-                _four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, B, at_B + k, C, at_C + k)
-                k += 4
+        while k + 4 <= n and not grows:
+            _four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
+            k += 4
         while k < n:
             _one_state(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, load(B, at_B + k), load(C, at_C + k))
             k += 1
@@ -82,19 +81,15 @@ def _one_state(s, A2, d, x, total, B, C):
 
 
 @register_jitable(**PLAIN)
-def _four_states(s, A2, d, x, total, B, at_B, C, at_C):
+def _four_states(s, A2, d, x, total, B, C):
     """Do the same for four states at once, where no decay is above 1: d, x and the total are read once for all."""
-    B0, B1, B2, B3 = load(B, at_B), load(B, at_B + 1), load(B, at_B + 2), load(B, at_B + 3)
-    C0, C1, C2, C3 = load(C, at_C), load(C, at_C + 1), load(C, at_C + 2), load(C, at_C + 3)
+    B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
+    C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):
-        s0 = decay(d[c] * A2[c]) * s[c] + x[c] * B0
-        s1 = decay(d[c] * A2[c + LANES]) * s[c + LANES] + x[c] * B1
-        s2 = decay(d[c] * A2[c + 2 * LANES]) * s[c + 2 * LANES] + x[c] * B2
-        s3 = decay(d[c] * A2[c + 3 * LANES]) * s[c + 3 * LANES] + x[c] * B3
-        s[c] = s0
-        s[c + LANES] = s1
-        s[c + 2 * LANES] = s2
-        s[c + 3 * LANES] = s3
+        c1, c2, c3 = c + LANES, c + 2 * LANES, c + 3 * LANES
+        s0, s1 = decay(d[c] * A2[c]) * s[c] + x[c] * B0, decay(d[c] * A2[c1]) * s[c1] + x[c] * B1
+        s2, s3 = decay(d[c] * A2[c2]) * s[c2] + x[c] * B2, decay(d[c] * A2[c3]) * s[c3] + x[c] * B3
+        s[c], s[c1], s[c2], s[c3] = s0, s1, s2, s3
         total[c] += (s0 * C0 + s1 * C1) + (s2 * C2 + s3 * C3)
 
 

@@ -16,8 +16,8 @@ from .numba_runtime import TEAM, pointer
 LANES = 64
 # Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
 CHUNK = 16
-# Unused numbers between arrays whose sizes are powers of two: without them the same places of all arrays compete for the
-# same lines of the cache.
+# Unused numbers between arrays whose sizes are powers of two: without them the same places of all arrays would compete
+# for the same lines of the cache.
 GAP = 80
 
 # Addresses (0: there is no such tensor), and strides in numbers: _b between sequences, _l between tokens.
