@@ -1,16 +1,18 @@
 """What the Triton kernels share: how tensors reach a kernel, the layout of threads, the arithmetic of step and gate.
 
-A kernel is given a tensor (b, l, channels) as `Rows`: a pointer and the strides of sequence and token, so that slices of
-wider matrices need no copy; only the channels must lie side by side.
+A kernel is given a tensor (b, l, channels) as `Rows`: a pointer and the strides of sequence and token, so that slices
+of wider matrices need no copy; only the channels must lie side by side. The stride of a token is compiled in: the
+addresses of neighbouring tokens then differ by a constant, which costs neither an instruction nor a register.
 
 **Layout.** A state is a tile (N, E): N states (n rounded up to a power of two) by E channels, where E is the number of
 threads of a warp, and a program is one warp. Triton then gives each thread one channel with all its states in
 registers: loads along channels are coalesced, and the sum over states needs no other thread and no barrier. Triton
 chooses a layout from the loads it sees; a load that would suggest another one is kept quiet by `tile`.
 
-**Edges.** A token beyond the end or a channel beyond e is not masked where it is loaded: the address is clamped to one
-that exists, and the step and the gradient are set to 0, so that it changes no state and no sum. A mask at the load would
-cost an instruction to write the zero, for each register. Only stores are masked.
+**Edges.** A channel beyond e is not masked where it is loaded: its address is clamped to one that exists, and where it
+could reach a sum over channels, its step and its gradient are set to 0. A mask would cost an instruction for each
+register, to write the zero. Tokens beyond the end are never visited: a group of tokens is whole, and what is left goes
+one by one.
 
 **Offsets.** Token and sequence numbers are 64-bit before they meet a stride.
 """

@@ -55,7 +55,7 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
     softplus(delta + delta_bias); keep: whether the states are wanted.
     Returns out (b, l, e) in the dtype of u; for each scan the last state (b, e, n) in the dtype of A, and the states at
     its chunk starts (`starts_shape`), or with keep=False a tensor of shape (0,).
-    Raises VimlearnError for a scan with a `delta_weight`.
+    Raises VimlearnError for a scan with a `delta_weight`, and unless there are one or two with one n.
     """
     u, A = scans[0].u, scans[0].A
     with torch.cuda.device_of(u):
@@ -80,8 +80,9 @@ def scan_backward(grad_out: Tensor, grad_last: list[Tensor | None], scans: list[
                   z: Tensor | None, softplus: bool, scale: float) -> tuple[list[Scan], Tensor | None]:
     """Return the gradients of `scan_forward`: for each scan a `Scan` of gradients, and that of z.
 
-    Arguments: grad_out (b, l, e) in the dtype of u; for each scan the gradient of its last state (b, e, n), or None, and
-    the states that `scan_forward` kept. Gradients have the shapes and dtypes of what they belong to and are contiguous.
+    Arguments: grad_out (b, l, e) in the dtype of u; for each scan the gradient of its last state (b, e, n), or None,
+    and the states that `scan_forward` kept; the rest as there. Gradients have the shapes and dtypes of what they belong
+    to, and are contiguous.
     """
     with torch.cuda.device_of(grad_out):
         sizes = _sizes(scans)
@@ -102,7 +103,7 @@ def scan_backward(grad_out: Tensor, grad_last: list[Tensor | None], scans: list[
 def starts_shape(u_shape: tuple, n: int) -> tuple:
     """Return the shape in which the states before the chunks of a scan over u (b, l, e) are kept: (b, chunks, n, e).
 
-    There is at least one more than needed, so that no length gives the size 1, which `torch.compile` would make special.
+    There is one more than needed, or two, so that no length gives the size 1, which `torch.compile` would make special.
     """
     b, l, e = u_shape
     return b, l // CHUNK.value + 2, n, e
@@ -110,8 +111,12 @@ def starts_shape(u_shape: tuple, n: int) -> tuple:
 
 def _sizes(scans: list[Scan]) -> Sizes:
     if any(scan.delta_weight is not None for scan in scans):
-        raise VimlearnError("the Triton scan has a delta_weight; expected None: project first, with delta @ delta_weight.T")
-    (b, l, e), n = scans[0].u.shape, scans[0].A.shape[1]
+        raise VimlearnError("a scan for Triton has a delta_weight; expected None: project delta first, "
+                            "with delta @ delta_weight.T")
+    states = [scan.A.shape[1] for scan in scans]
+    if len(scans) not in (1, 2) or len(set(states)) > 1:
+        raise VimlearnError(f"scans for Triton have {states} states; expected one scan, or two with as many")
+    (b, l, e), n = scans[0].u.shape, states[0]
     width, asm = triton_options(forward_kernel)
     count = triton_scan_chunks.splits(b, l, e, processors(scans[0].u))
     return Sizes(b, l, e, n, *segments_of(l, count), width, triton.cdiv(e, width), asm)
@@ -157,7 +162,7 @@ def _gradients(scan: Scan, walk: BackwardWalk) -> Scan:
     l = scan.u.shape[1]
     # (blocks, b, groups, n, TOKENS, 2) -> (2, b, groups, TOKENS, n) -> (2, b, l, n)
     maps = walk.maps.sum(0).permute(4, 0, 1, 3, 2).flatten(2, 3)[:, :, :l]
-    grad_B, grad_C = maps.to(scan.B.dtype, memory_format=torch.contiguous_format).unbind()
+    grad_B, grad_C = maps.to(scan.B.dtype).contiguous().unbind()
     grad_A = walk.grad_A.sum((0, 1)).T.contiguous()
     grad_D, grad_bias = (None if x is None else x.sum((0, 1)) for x in (walk.grad_D, walk.grad_bias))
     return Scan(walk.grad_u, walk.grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, None, scan.reverse)

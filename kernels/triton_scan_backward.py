@@ -1,20 +1,23 @@
-"""The backward kernel of the selective scan: a warp walks against the scan, and recomputes the states chunk by chunk.
+# ruff: noqa: RUF005 (Triton knows no star in a tuple)
+"""The backward kernel of the selective scan: a warp walks against the scan and recomputes the states chunk by chunk.
 
-With gy[t] the gradient of y[t] (after the gate) and g[t] that of the state s[t] = a[t] s[t-1] + x[t] B[t], a = exp(d A), x = d u,
+With gy[t] the gradient of y[t], behind the gate, and g[t] that of the state s[t] = a[t] s[t-1] + x[t] B[t], where
+a = exp(d A) and x = d u,
 
-    g[t] = gy[t] C[t] + h[t],     h[t-1] = a[t] g[t],     h after the last token = gradient of the last state
-    C: gy s     B: x g     x: sum of g B     d A: a s[t-1] g     (summed over channels, channels, states, and not at all)
+    g[t] = gy[t] C[t] + h[t],    h[t-1] = a[t] g[t],    h after the last token = the gradient of the last state
+    gradients:  C: gy s    B: x g    (both summed over channels)    x: sum of g B    d A: a s[t-1] g
 
-Going backwards, s[t] is needed last token first. Storing all is out of the question, and running the recurrence
-backwards would divide by a. So each chunk starts from its kept state, runs forward to the group of GROUP tokens that is
-next, and keeps a[t] s[t-1] of that group in registers: two to three exponentials a state instead of one.
+Going back, s[t] is needed last token first. To store all would be the tensor (b, l, e, n) that this project avoids, and
+to run the recurrence backwards would be to divide by a. So each chunk starts from its kept state, runs forward to the
+TOKENS tokens that are next, and keeps their a[t] s[t-1] in registers. That is about four exponentials a state in the
+place of one.
 
-**B and C** are shared by all channels, so their gradients are sums over threads: 2 n numbers a token. Shuffling each
-on its own through a warp takes 5 shuffles a number, and shuffles would become the bottleneck. `fold` instead adds two
-numbers with one: of two threads that exchange, one goes on with the first number and the other with the second. Folding the
-pairs (B, C) and then tokens halves the work at every step: 36 shuffles a token instead of 160. What a program
-has summed is written as a partial sum of its block of channels, and a sum in fixed order follows: no atomics, so results do
-not change from run to run. The gradients of A, D and the bias are partial sums of a sequence (and segment).
+**B and C** are shared by all channels, so their gradients are sums over threads: 2 n numbers a token. One by one each
+takes 5 shuffles in a warp, and shuffles would be what the kernel waits for. `fold` adds two numbers with one shuffle:
+of two threads that exchange, one goes on with the first number and the other with the second. B is folded with C, and a
+token with the next: 48 shuffles a token in the place of 160. What a program has summed it writes as the partial sum of
+its block of channels, and a sum in fixed order follows. There are no atomics, so results do not change from run to run.
+The gradients of A, D and the bias are partial sums of a sequence and segment.
 """
 
 __all__ = ["BackwardWalk", "backward_kernel"]
@@ -34,10 +37,10 @@ TOKENS = tl.constexpr(2)
 class BackwardWalk(NamedTuple):
     """One scan as the backward kernel sees it.
 
-    The first eight fields are those of `Walk`. carry (b, segments, n, e) is the gradient of the state after each segment;
-    without it, grad_last (b, e, n) or None is that of the last one. Then the gradients: grad_u, grad_delta (b, l, e);
-    maps (blocks, b, groups, n, TOKENS, 2) for B and C; grad_A (b, segments, n, e); grad_D, grad_bias
-    (b, segments, e), each None where the tensor is.
+    The first eight fields are those of `Walk`. carry (b, segments, n, e) is h after each segment; without it,
+    grad_last (b, e, n) or None is h after the last token. Then the gradients: grad_u, grad_delta (b, l, e); maps
+    (blocks, b, groups, n, TOKENS, 2) for B and C; grad_A (b, segments, n, e); grad_D, grad_bias (b, segments, e), None
+    where the tensor is.
     """
 
     u: Rows
@@ -99,8 +102,8 @@ def advance(s, state, A, bias, first, b, ch, n: tl.constexpr, N: tl.constexpr, G
 
 
 @triton.jit
-def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_out, grad_z, sums, first, group, b, l, e, ch,
-                   exists, scale, n: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr, REVERSE: tl.constexpr,
+def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_out, grad_z, sums, first, maps, b, l, e,
+                   ch, exists, scale, n: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr, REVERSE: tl.constexpr,
                    ADD: tl.constexpr, KEEP: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Store all gradients of GROUP tokens from `first` on, given the state before them in scan order and h after them.
 
@@ -108,7 +111,7 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
     """
     dtype: tl.constexpr = A.dtype
     place = (b * l + first) * e + ch
-    u, raw, d, gy, gate, slope, before = (), (), (), (), (), (), ()
+    u, raw, d, gy, gate, before = (), (), (), (), (), ()
     for i in tl.static_range(GROUP):
         t = GROUP - 1 - i if REVERSE else i
         u = u + (tl.load(row(s.u, b, first) + ch + t * s.u.t).to(dtype),)
@@ -164,7 +167,7 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
                 folded = fold(other, both, 2) if REVERSE else fold(both, other, 2)
         else:
             folded = both
-    store_maps(group, folded, n, GROUP)
+    store_maps(maps, folded, n, GROUP)
     return h, sums_A, sums_D, sums_bias
 
 
@@ -176,7 +179,8 @@ def state_before(s, A, bias, place, real, chunk, rank, whole, units, b, l, e, ch
     for i in range(rank):
         unit = units - 1 - i if REVERSE else i
         if unit < whole:
-            state = advance(s, state, A, bias, chunk * CHUNK + unit * TOKENS, b, ch, n, N, TOKENS, REVERSE, SOFTPLUS, ASM)
+            first = chunk * CHUNK + unit * TOKENS
+            state = advance(s, state, A, bias, first, b, ch, n, N, TOKENS, REVERSE, SOFTPLUS, ASM)
         else:
             first = chunk * CHUNK + whole * (TOKENS - 1) + unit
             state = advance(s, state, A, bias, first, b, ch, n, N, 1, REVERSE, SOFTPLUS, ASM)
@@ -216,8 +220,8 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
         units = whole + tokens % TOKENS
         for j in range(units):
             unit = j if REVERSE else units - 1 - j
-            state = state_before(s, A, bias, place, real, chunk, units - 1 - j, whole, units, b, l, e, ch, n, N, REVERSE,
-                                 SOFTPLUS, ASM)
+            state = state_before(s, A, bias, place, real, chunk, units - 1 - j, whole, units, b, l, e, ch, n, N,
+                                 REVERSE, SOFTPLUS, ASM)
             if unit < whole:
                 first = chunk * CHUNK + unit * TOKENS
                 h, sums_A, sums_D, sums_bias = backward_group(
@@ -237,16 +241,16 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
 
 
 @triton.jit
-def backward_kernel(one, two, z, grad_out, grad_z, sums, chunks, l, batch, scale, e: tl.constexpr, n: tl.constexpr,
-                    N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr, REVERSE_TWO: tl.constexpr,
-                    SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
+def backward_kernel(one, two, z, grad_out, grad_z, sums, chunks, l, batch, scale: tl.constexpr, e: tl.constexpr,
+                    n: tl.constexpr, N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr,
+                    REVERSE_TWO: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Program (block of channels and sequence, segment). `two` and `sums` are None where there is one scan."""
     blocks = tl.cdiv(e, E)
     b, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
     segment, segments = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    columns = (block * E).to(tl.int32) + tl.arange(0, E)
-    walk_backward(one, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale, n, N,
-                  REVERSE_ONE, False, two is not None, SOFTPLUS, ASM)
+    columns = tl.program_id(0) % blocks * E + tl.arange(0, E)
+    walk_backward(one, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale, n,
+                  N, REVERSE_ONE, False, two is not None, SOFTPLUS, ASM)
     if two is not None:
-        walk_backward(two, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale, n, N,
-                      REVERSE_TWO, True, False, SOFTPLUS, ASM)
+        walk_backward(two, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale,
+                      n, N, REVERSE_TWO, True, False, SOFTPLUS, ASM)

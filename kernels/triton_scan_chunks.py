@@ -1,14 +1,15 @@
-"""Few long sequences: segments of one sequence run at the same time, three kernels instead of one.
+# ruff: noqa: RUF005 (Triton knows no star in a tuple)
+"""Few long sequences: the segments of a sequence run at the same time, in three kernels instead of one.
 
-Seen from its end, a segment is one number pair a state: s_end = exp(A * sum of d) s_begin + s_local, where s_local is where
-the segment ends when it begins with 0. So
+Seen from its end, a segment is a pair of numbers a state: s_end = exp(A * sum of d) s_begin + s_local, where s_local is
+where the segment ends when it begins with 0. So
 
 1. `summary_kernel` walks over all segments at once and keeps s_local and the sum of d;
 2. `combine_kernel` goes through the pairs in order and gives each segment its true first state;
 3. the ordinary kernel walks over all segments at once, each from there.
 
-The backward pass does the same against the scan, with h in the place of s and gy C in that of x B. The price is that all
-exponentials are computed once more, which pays while a good part of the GPU has nothing to do; `splits` decides.
+The backward pass does the same against the scan, with h in the place of s and gy C in that of x B. The price is that
+all exponentials are computed once more, which pays while a good part of the GPU has nothing to do; `splits` decides.
 """
 
 __all__ = ["combine_kernel", "segments_of", "splits", "summary_kernel"]
@@ -21,7 +22,7 @@ from .triton_scan_forward import CHUNK, TOKENS, load_A, load_map, per_channel
 
 # Channels of a program: the threads of a warp.
 WIDTH = 32
-# A multiprocessor has 4 schedulers; with fewer programs than this a sequence is split, and then into so many.
+# Programs a multiprocessor up to which sequences are split, and how many they are split into.
 FEW_PROGRAMS, MANY_PROGRAMS = 2, 16
 
 # Segments whose pairs are loaded together.
@@ -31,9 +32,9 @@ PAIRS = tl.constexpr(8)
 def splits(b: int, l: int, e: int, processors: int) -> int:
     """Return into how many segments to split each sequence on a GPU with so many multiprocessors; 1: do not split.
 
-    A program is a warp, and each of the 4 schedulers of a multiprocessor needs about 2 to be busy. While there is at
-    most one program for two schedulers, splitting costs nothing that is needed elsewhere: each sequence is split until there are 4
-    programs a scheduler, but into no less than a chunk each.
+    A program is a warp, and a multiprocessor has 4 schedulers. While there is at most one program for two of them, the
+    rest of the GPU is idle, and a sequence is split until there are 4 programs a scheduler, but into no less than a
+    chunk each.
     """
     programs = b * -(-e // WIDTH)
     if programs > FEW_PROGRAMS * processors:
@@ -104,9 +105,10 @@ def summarise(s, z, grad_out, local, totals, b, segment, segments, chunks, l, co
 
 
 @triton.jit
-def summary_kernel(one, two, z, grad_out, local_one, local_two, totals_one, totals_two, chunks, l, scale,
-                   e: tl.constexpr, n: tl.constexpr, N: tl.constexpr, E: tl.constexpr, DESCENDING_ONE: tl.constexpr,
-                   DESCENDING_TWO: tl.constexpr, BACKWARD: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
+def summary_kernel(one, two, z, grad_out, local_one, local_two, totals_one, totals_two, chunks, l,
+                   scale: tl.constexpr, e: tl.constexpr, n: tl.constexpr, N: tl.constexpr, E: tl.constexpr,
+                   DESCENDING_ONE: tl.constexpr, DESCENDING_TWO: tl.constexpr, BACKWARD: tl.constexpr,
+                   SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Program (block of channels and sequence, segment, scan)."""
     blocks = tl.cdiv(e, E)
     b = (tl.program_id(0) // blocks).to(tl.int64)
@@ -123,10 +125,10 @@ def summary_kernel(one, two, z, grad_out, local_one, local_two, totals_one, tota
 @triton.jit
 def combine_kernel(A, local, totals, initial, begin, segments, e: tl.constexpr, n: tl.constexpr, E: tl.constexpr,
                    DESCENDING: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of channels, state, sequence). Store in `initial`, as `local` (b, segments, n, e), each first state.
+    """Program (block of channels, state, sequence). Store each first state in `initial`, which is as `local`.
 
-    begin (b, e, n) or None is the state before the first segment. The pairs of PAIRS segments are loaded together: only the
-    multiply-adds have to wait for one another.
+    begin (b, e, n) or None is the state before the first segment. The pairs of PAIRS segments are loaded together: only
+    the arithmetic has to wait for the segment before.
     """
     columns = tl.program_id(0) * E + tl.arange(0, E)
     exists = columns < e

@@ -1,14 +1,15 @@
-"""The forward kernel of the selective scan: one warp walks over the tokens with the states of its channels in registers.
+# ruff: noqa: RUF005 (Triton knows no star in a tuple)
+"""The forward kernel of the selective scan: a warp walks over the tokens with the states of its channels in registers.
 
-One program owns E channels of one sequence (or of one segment of it, see `triton_scan_chunks`). It walks over the tokens
-in the direction of the first scan. Where there is a second scan, the first leaves its sums in a float32 scratch tensor,
-and the program then walks the second way, adds them and applies the gate: what a thread reads there, it wrote itself, so
-no synchronisation is needed, and the gate is read once.
+A program owns E channels of one sequence, or of one segment of it (`triton_scan_chunks`). It walks over the tokens in
+the direction of the first scan. Where there is a second scan, the first leaves its sums in a scratch tensor, and the
+program then walks the second way, adds them and applies the gate. What a thread reads there it wrote itself, so nothing
+has to be synchronised, and the gate is read once.
 
-The work of a token and channel is n exponentials (on Hopper 16 a cycle and multiprocessor, so eight cycles of a scheduler
-for each of a warp) and 4 n multiply-adds. Both fill the time about equally; everything else must stay small beside them. Loads of
-TOKENS tokens are issued together, before the arithmetic and with no store between them, since a store might change what
-a later load reads and the compiler keeps their order.
+The work of a token and channel is n exponentials (on Hopper 16 a cycle and multiprocessor, so eight cycles of a
+scheduler for each of a warp) and 4 n multiplications and additions. These fill about the same time, and everything
+else has to stay small beside them. Loads of TOKENS tokens are issued together, before the arithmetic and with no store
+between them: a store might change what a later load reads, so the compiler keeps their order.
 """
 
 __all__ = ["CHUNK", "Walk", "forward_kernel", "walk_of"]
@@ -64,7 +65,7 @@ def load_A(s, ch, e, n: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def load_map(pointer, n: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr):
-    """Return B or C of the token at the pointer as (N, 1), 0 beyond n. Every thread loads all of it, 16 bytes at once."""
+    """Return B or C of the token at the pointer as (N, 1), 0 beyond n. Each thread loads all, 16 bytes at once."""
     state = tl.arange(0, N)
     if n == N:
         values = tl.load(pointer + state)
@@ -145,26 +146,25 @@ def walk_forward(s, z, out, sums, b, segment, segments, chunks, l, e, columns, s
         if s.starts is not None:
             tl.store(s.starts + (b * (l // CHUNK + 2) + chunk) * n * e + place, state, mask=real)
         first, end = chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, l)
-        # Whole groups, and what is left of the last chunk token by token: at its end, which in reverse comes first.
-        whole = (end - first) // TOKENS * TOKENS
-        if REVERSE:
-            for t in range(first + whole, end):
-                state = forward_group(s, state, A, D, bias, first + whole + end - 1 - t, z, out, sums, b, l, e, ch, exists, scale,
-                                      n, N, 1, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
-        for j in range(0, whole, TOKENS):
-            state = forward_group(s, state, A, D, bias, first + (whole - TOKENS - j if REVERSE else j), z, out, sums,
-                                  b, l, e, ch, exists, scale, n, N, TOKENS, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
-        if not REVERSE:
-            for t in range(first + whole, end):
-                state = forward_group(s, state, A, D, bias, t, z, out, sums, b, l, e, ch, exists, scale,
-                                      n, N, 1, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
+        # Whole groups, then single tokens for what is left of the last chunk; in reverse the other way round.
+        groups = (end - first) // TOKENS
+        units = groups + (end - first) % TOKENS
+        for j in range(units):
+            unit = units - 1 - j if REVERSE else j
+            if unit < groups:
+                state = forward_group(s, state, A, D, bias, first + unit * TOKENS, z, out, sums, b, l, e, ch, exists,
+                                      scale, n, N, TOKENS, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
+            else:
+                state = forward_group(s, state, A, D, bias, first + groups * (TOKENS - 1) + unit, z, out, sums, b, l, e,
+                                      ch, exists, scale, n, N, 1, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
     if segment == (0 if REVERSE else segments - 1):
         tl.store(s.last + b * e * n + tile(columns, n, 1, N), state, mask=real)
 
 
 @triton.jit
-def forward_kernel(one, two, z, out, sums, chunks, l, scale, e: tl.constexpr, n: tl.constexpr, N: tl.constexpr, E: tl.constexpr,
-                   REVERSE_ONE: tl.constexpr, REVERSE_TWO: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
+def forward_kernel(one, two, z, out, sums, chunks, l, scale: tl.constexpr, e: tl.constexpr, n: tl.constexpr,
+                   N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr, REVERSE_TWO: tl.constexpr,
+                   SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Program (block of channels and sequence, segment). `two` and `sums` are None where there is one scan."""
     blocks = tl.cdiv(e, E)
     b = (tl.program_id(0) // blocks).to(tl.int64)
