@@ -7,19 +7,19 @@ addresses of neighbouring tokens then differ by a constant, which costs neither 
 **Layout.** A state is a tile (N, E): N states (n rounded up to a power of two) by E channels, where E is the number of
 threads of a warp, and a program is one warp. Triton then gives each thread one channel with all its states in
 registers: loads along channels are coalesced, and the sum over states needs no other thread and no barrier. Triton
-chooses a layout from the loads it sees; a load that would suggest another one is kept quiet by `tile`.
+chooses a layout from the loads and stores it sees; `tile` sees to it that those of states suggest this one.
 
 **Edges.** A channel beyond e is not masked where it is loaded: its address is clamped to one that exists, and where it
-could reach a sum over channels, its step and its gradient are set to 0. A mask would cost an instruction for each
-register, to write the zero. Tokens beyond the end are never visited: a group of tokens is whole, and what is left goes
-one by one.
+could reach a sum over channels, its gradient is set to 0. A mask would cost an instruction for each register, to write
+the zero. Tokens beyond the end are never visited: a group of tokens is whole, and what is left goes one by one.
 
 **Offsets.** Token and sequence numbers are 64-bit before they meet a stride.
 """
 
-__all__ = ["Rows", "contiguous", "exp2", "processors", "row", "rows", "sigmoid", "softplus", "step_of", "tile",
+__all__ = ["Rows", "contiguous", "exp2", "pair", "processors", "row", "rows", "sigmoid", "softplus", "step_of", "tile",
            "triton_options"]
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,12 @@ def contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+def pair(items: Iterable) -> tuple:
+    """Return the one or two items as a pair, whose second is None where there is one."""
+    one, *rest = items
+    return one, *(rest or [None])
+
+
 def triton_options(kernel) -> tuple[int, bool]:
     """Return the number of threads in a warp, and whether NVIDIA's exponential instruction can be named.
 
@@ -61,8 +67,8 @@ def triton_options(kernel) -> tuple[int, bool]:
 
 
 def processors(x: Tensor) -> int:
-    """Return the number of multiprocessors of the GPU that holds x; 1 under the interpreter."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    """Return the number of multiprocessors of the GPU that holds x; 0 under the interpreter."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 0
 
 
 @triton.jit
@@ -73,11 +79,17 @@ def row(x, b, t):
 
 @triton.jit
 def tile(columns, per_column, per_state, N: tl.constexpr):
-    """Return the offsets of a tile (N, E) of states, whose contiguity is hidden so that they suggest no layout."""
-    # 64-bit, so that the states of a thread differ by a constant in their addresses, which needs no register. The hint
-    # has to stand beside the sum: on the argument of a function it would be lost.
+    """Return the offsets of a tile (N, E) of states, with hints that suggest one layout: a channel a thread.
+
+    Triton lays threads along the axis that lies contiguous in memory, and gives each as many neighbours as are aligned.
+    So here channels are said to lie side by side, also where they do not, and nothing to be aligned: then no access is
+    ever combined with its neighbour's, and the first hint is used for the layout and for nothing else.
+    """
+    # 64-bit, so that the states of a thread differ by a constant in their addresses, which needs no register. The hints
+    # have to stand beside the sum: on the argument of a function they would be lost.
     columns = columns.to(tl.int64)
-    return tl.max_contiguous(columns[None, :] * per_column + tl.arange(0, N)[:, None] * per_state, (1, 1))
+    offsets = columns[None, :] * per_column + tl.arange(0, N)[:, None] * per_state
+    return tl.multiple_of(tl.max_contiguous(offsets, (1, columns.shape[0])), (1, 1))
 
 
 @triton.jit

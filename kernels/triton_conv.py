@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import VimlearnError
 from .layout import Conv
-from .triton_common import contiguous, row, rows, sigmoid, triton_options
+from .triton_common import contiguous, pair, row, rows, sigmoid, triton_options
 
 # Tile of the forward kernel, for 4 warps: 16 numbers a thread.
 TOKENS, WIDTH = 32, 64
@@ -55,23 +55,23 @@ def bias_of(conv, ch, dtype: tl.constexpr):
 def forward_kernel(x, one, two, out_one, out_two, l, e: tl.constexpr, k: tl.constexpr, REVERSE_ONE: tl.constexpr,
                    REVERSE_TWO: tl.constexpr, SILU: tl.constexpr, DTYPE: tl.constexpr, T: tl.constexpr,
                    E: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of tokens and sequence, block of channels)."""
+    """Program (block of tokens and sequence, block of channels). With one convolution the second is None."""
     blocks = tl.cdiv(l, T)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     t = (tl.program_id(0) % blocks).to(tl.int64) * T + tl.arange(0, T)
     columns = tl.program_id(1) * E + tl.arange(0, E)
     ch = tl.minimum(columns, e - 1)
     y_one = tl.zeros((T, E), DTYPE) + bias_of(one, ch, DTYPE)[None, :]
-    if two is not None:
+    if REVERSE_TWO is not None:
         y_two = tl.zeros((T, E), DTYPE) + bias_of(two, ch, DTYPE)[None, :]
     for shift in tl.static_range(1 - k, k):
         at = t + shift
         mask = ((at >= 0) & (at < l))[:, None] & (columns < e)[None, :]
-        if (shift >= 0) == REVERSE_ONE or shift == 0 or (two is not None and (shift >= 0) == REVERSE_TWO):
+        if (shift >= 0) == REVERSE_ONE or shift == 0 or (shift >= 0) == REVERSE_TWO:
             value = tl.load(x.data + b * x.b + at[:, None] * x.t + columns[None, :], mask=mask, other=0).to(DTYPE)
         if (shift >= 0) == REVERSE_ONE or shift == 0:
             y_one += value * tap(one, ch, shift if REVERSE_ONE else -shift, k, DTYPE)[None, :]
-        if two is not None:
+        if REVERSE_TWO is not None:
             if (shift >= 0) == REVERSE_TWO or shift == 0:
                 y_two += value * tap(two, ch, shift if REVERSE_TWO else -shift, k, DTYPE)[None, :]
     place = (b * l + t)[:, None] * e + columns[None, :]
@@ -79,7 +79,7 @@ def forward_kernel(x, one, two, out_one, out_two, l, e: tl.constexpr, k: tl.cons
     if SILU:
         y_one *= sigmoid(y_one, ASM)
     tl.store(out_one + place, y_one.to(out_one.dtype.element_ty), mask=mask)
-    if two is not None:
+    if REVERSE_TWO is not None:
         if SILU:
             y_two *= sigmoid(y_two, ASM)
         tl.store(out_two + place, y_two.to(out_two.dtype.element_ty), mask=mask)
@@ -149,12 +149,12 @@ def backward_kernel(x, one, two, grads_one, grads_two, grad_x, l, e: tl.constexp
         # At first the k tokens before `begin`; the oldest leaves at once.
         window = window + (load_token(x, b, begin - k + m, l, ch, exists, DTYPE),)
         w_one = w_one + (tap(one, ch, m, k, DTYPE),)
-        if two is not None:
+        if REVERSE_TWO is not None:
             w_two = w_two + (tap(two, ch, m, k, DTYPE),)
         before_one, sums_one = before_one + (zero,), sums_one + (zero,)
     before_two, sums_two, bias_sum_one, bias_sum_two = before_one, sums_one, zero, zero
     bias_one = bias_of(one, ch, DTYPE)
-    bias_two = bias_one if two is None else bias_of(two, ch, DTYPE)
+    bias_two = bias_one if REVERSE_TWO is None else bias_of(two, ch, DTYPE)
     # Where a reverse convolution stands, as seen from the newest token of the window.
     behind_one = k - 1 if REVERSE_ONE else 0
     behind_two = k - 1 if REVERSE_TWO else 0
@@ -163,14 +163,14 @@ def backward_kernel(x, one, two, grads_one, grads_two, grad_x, l, e: tl.constexp
         for i in tl.static_range(GROUP):
             new = new + (load_token(x, b, first + i, l, ch, exists, DTYPE),)
             given_one = given_one + (load_token(grads_one, b, first + i - behind_one, l, ch, exists, DTYPE),)
-            if two is not None:
+            if REVERSE_TWO is not None:
                 given_two = given_two + (load_token(grads_two, b, first + i - behind_two, l, ch, exists, DTYPE),)
         for i in tl.static_range(GROUP):
             window = window[1:] + (new[i],)
             gx, before_one, sums_one, bias_sum_one = window_step(
                 given_one[i], window, before_one, w_one, bias_one, sums_one, bias_sum_one, first + i - behind_one,
                 begin, end, k, REVERSE_ONE, SILU, ASM)
-            if two is not None:
+            if REVERSE_TWO is not None:
                 more, before_two, sums_two, bias_sum_two = window_step(
                     given_two[i], window, before_two, w_two, bias_two, sums_two, bias_sum_two, first + i - behind_two,
                     begin, end, k, REVERSE_TWO, SILU, ASM)
@@ -182,7 +182,7 @@ def backward_kernel(x, one, two, grads_one, grads_two, grad_x, l, e: tl.constexp
                      mask=exists & (t >= begin) & (t < end))
     own = tl.program_id(0).to(tl.int64)
     store_sums(one, sums_one, bias_sum_one, own, columns, e, k)
-    if two is not None:
+    if REVERSE_TWO is not None:
         store_sums(two, sums_two, bias_sum_two, own, columns, e, k)
 
 
@@ -191,10 +191,10 @@ def conv_forward(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
     (b, l, e), k = x.shape, _taps(convs)
     _, asm = triton_options(forward_kernel)
     outs = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in convs]
-    one, two = (*((contiguous(c.weight), contiguous(c.bias)) for c in convs), None)[:2]
+    one, two = pair((contiguous(c.weight), contiguous(c.bias)) for c in convs)
     with torch.cuda.device_of(x):
         forward_kernel[b * triton.cdiv(l, TOKENS), triton.cdiv(e, WIDTH)](
-            rows(x), one, two, *(*outs, None)[:2], l, e, k, convs[0].reverse, convs[-1].reverse, silu,
+            rows(x), one, two, *pair(outs), l, e, k, *pair(c.reverse for c in convs), silu,
             _sum_type(x), TOKENS, WIDTH, asm, num_warps=4)
     return outs
 
@@ -214,8 +214,8 @@ def conv_backward(grads: list[Tensor], x: Tensor, convs: list[Conv],
                        None if c.bias is None else x.new_empty(b * segments, e, dtype=dtype)) for c in convs]
     with torch.cuda.device_of(x):
         backward_kernel[b * segments, triton.cdiv(e, 2 * lanes)](
-            rows(x), *(*convs_and_sums, None)[:2], *(*map(rows, grads), None)[:2], grad_x, l, e, k,
-            convs[0].reverse, convs[-1].reverse, silu, _sum_type(x), SEGMENT, 2 * lanes, asm, num_warps=1)
+            rows(x), *pair(convs_and_sums), *pair(map(rows, grads)), grad_x, l, e, k,
+            *pair(c.reverse for c in convs), silu, _sum_type(x), SEGMENT, 2 * lanes, asm, num_warps=1)
     return grad_x, [(weights.sum(0).T.to(c.weight.dtype).contiguous(),
                      None if bias is None else bias.sum(0).to(c.bias.dtype))
                     for c, (_, _, weights, bias) in zip(convs, convs_and_sums, strict=True)]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import VimlearnError
 from . import triton_scan_chunks
 from .layout import Scan
-from .triton_common import contiguous, processors, rows, triton_options
+from .triton_common import contiguous, pair, processors, rows, triton_options
 from .triton_scan_backward import TOKENS, BackwardWalk, backward_kernel
 from .triton_scan_chunks import combine_kernel, segments_of, summary_kernel
 from .triton_scan_forward import CHUNK, Walk, forward_kernel, walk_of
@@ -69,10 +69,10 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
         if sizes.segments > 1:
             initial = _segment_states(scans, walks, sizes, [None] * len(scans), None, None, softplus, scale)
             walks = [walk._replace(initial=x) for walk, x in zip(walks, initial, strict=True)]
-        one, two = (*walks, None)[:2]
+        one, two = pair(walks)
         forward_kernel[sizes.b * sizes.blocks, sizes.segments](
-            one, two, rows(z), out, sums, sizes.chunks, sizes.l, scale, *sizes.constants, scans[0].reverse,
-            scans[-1].reverse, softplus, sizes.asm, num_warps=1)
+            one, two, rows(z), out, sums, sizes.chunks, sizes.l, scale, *sizes.constants,
+            *pair(scan.reverse for scan in scans), softplus, sizes.asm, num_warps=1)
     return out, last, [A.new_empty(0) if x is None else x for x in starts]
 
 
@@ -93,10 +93,10 @@ def scan_backward(grad_out: Tensor, grad_last: list[Tensor | None], scans: list[
         if sizes.segments > 1:
             carry = _segment_states(scans, walks, sizes, [w.grad_last for w in walks], z, grad_out, softplus, scale)
             walks = [walk._replace(carry=x) for walk, x in zip(walks, carry, strict=True)]
-        one, two = (*walks, None)[:2]
+        one, two = pair(walks)
         backward_kernel[sizes.b * sizes.blocks, sizes.segments](
             one, two, rows(z), rows(grad_out), grad_z, sums, sizes.chunks, sizes.l, sizes.b, scale, *sizes.constants,
-            scans[0].reverse, scans[-1].reverse, softplus, sizes.asm, num_warps=1)
+            *pair(scan.reverse for scan in scans), softplus, sizes.asm, num_warps=1)
     return [_gradients(scan, walk) for scan, walk in zip(scans, walks, strict=True)], grad_z
 
 
@@ -132,10 +132,9 @@ def _segment_states(scans: list[Scan], walks: list[Walk] | list[BackwardWalk], s
     descending = [scan.reverse != backward for scan in scans]
     local = [A.new_empty(sizes.b, sizes.segments, sizes.n, sizes.e) for _ in scans]
     totals = [A.new_empty(sizes.b, sizes.segments, sizes.e) for _ in scans]
-    pairs = [(*x, None)[:2] for x in (walks, local, totals)]
     summary_kernel[sizes.b * sizes.blocks, sizes.segments, len(scans)](
-        *pairs[0], rows(z), rows(grad_out), *pairs[1], *pairs[2], sizes.chunks, sizes.l, scale, *sizes.constants,
-        descending[0], descending[-1], backward, softplus, sizes.asm, num_warps=1)
+        *pair(walks), rows(z), rows(grad_out), *pair(local), *pair(totals), sizes.chunks, sizes.l, scale,
+        *sizes.constants, *pair(descending), backward, softplus, sizes.asm, num_warps=1)
     states = [torch.empty_like(x) for x in local]
     for k, walk in enumerate(walks):
         combine_kernel[sizes.blocks, sizes.n, sizes.b](walk.A, local[k], totals[k], states[k], begin[k], sizes.segments,

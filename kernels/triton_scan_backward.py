@@ -80,8 +80,7 @@ def store_maps(pointer, folded, n: tl.constexpr, TOKENS_FOLDED: tl.constexpr):
     WIDTH: tl.constexpr = 2 * TOKENS_FOLDED
     total = tl.sum(tl.reshape(folded, (N, folded.shape[1] // WIDTH, WIDTH)), 1)
     state = tl.arange(0, N)[:, None]
-    tl.store(pointer + tl.max_contiguous(state * (2 * TOKENS) + tl.arange(0, WIDTH)[None, :], (1, 1)), total,
-             mask=state < n)
+    tl.store(pointer + (state * (2 * TOKENS) + tl.arange(0, WIDTH)[None, :]), total, mask=state < n)
 
 
 @triton.jit
@@ -117,13 +116,13 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
         u = u + (tl.load(row(s.u, b, first) + ch + t * s.u.t).to(dtype),)
         raw = raw + (tl.load(row(s.delta, b, first) + ch + t * s.delta.t).to(dtype) + bias,)
         go = tl.load(row(grad_out, b, first) + ch + t * grad_out.t).to(dtype)
+        # A channel that does not exist must not add to the gradients of B and C: with h = 0 at first, g stays 0.
         gy = gy + (tl.where(exists, go * scale, 0),)
         if z is not None:
             gate = gate + (tl.load(row(z, b, first) + ch + t * z.t).to(dtype),)
     for i in tl.static_range(GROUP):
         t = GROUP - 1 - i if REVERSE else i
-        # A channel that does not exist must not add to the gradients of B and C.
-        d = d + (tl.where(exists, step_of(raw[i], 0, SOFTPLUS, ASM), 0),)
+        d = d + (step_of(raw[i], 0, SOFTPLUS, ASM),)
         before = before + (exp2(d[i][None, :] * A, ASM) * state,)
         B = load_map(row(s.B, b, first) + t * s.B.t, n, N, dtype)
         state = before[i] + (d[i] * u[i])[None, :] * B
@@ -244,13 +243,13 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
 def backward_kernel(one, two, z, grad_out, grad_z, sums, chunks, l, batch, scale: tl.constexpr, e: tl.constexpr,
                     n: tl.constexpr, N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr,
                     REVERSE_TWO: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of channels and sequence, segment). `two` and `sums` are None where there is one scan."""
+    """Program (block of channels and sequence, segment). With one scan `two` and REVERSE_TWO are None."""
     blocks = tl.cdiv(e, E)
     b, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
     segment, segments = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     columns = tl.program_id(0) % blocks * E + tl.arange(0, E)
     walk_backward(one, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale, n,
-                  N, REVERSE_ONE, False, two is not None, SOFTPLUS, ASM)
-    if two is not None:
+                  N, REVERSE_ONE, False, sums is not None, SOFTPLUS, ASM)
+    if REVERSE_TWO is not None:
         walk_backward(two, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale,
                       n, N, REVERSE_TWO, True, False, SOFTPLUS, ASM)

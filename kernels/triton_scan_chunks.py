@@ -109,7 +109,7 @@ def summary_kernel(one, two, z, grad_out, local_one, local_two, totals_one, tota
                    scale: tl.constexpr, e: tl.constexpr, n: tl.constexpr, N: tl.constexpr, E: tl.constexpr,
                    DESCENDING_ONE: tl.constexpr, DESCENDING_TWO: tl.constexpr, BACKWARD: tl.constexpr,
                    SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of channels and sequence, segment, scan)."""
+    """Program (block of channels and sequence, segment, scan). With one scan `two` and DESCENDING_TWO are None."""
     blocks = tl.cdiv(e, E)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     segment, segments = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -117,7 +117,7 @@ def summary_kernel(one, two, z, grad_out, local_one, local_two, totals_one, tota
     if tl.program_id(2) == 0:
         summarise(one, z, grad_out, local_one, totals_one, b, segment, segments, chunks, l, columns, scale, e, n, N,
                   DESCENDING_ONE, BACKWARD, SOFTPLUS, ASM)
-    elif two is not None:
+    elif DESCENDING_TWO is not None:
         summarise(two, z, grad_out, local_two, totals_two, b, segment, segments, chunks, l, columns, scale, e, n, N,
                   DESCENDING_TWO, BACKWARD, SOFTPLUS, ASM)
 

@@ -165,13 +165,13 @@ def walk_forward(s, z, out, sums, b, segment, segments, chunks, l, e, columns, s
 def forward_kernel(one, two, z, out, sums, chunks, l, scale: tl.constexpr, e: tl.constexpr, n: tl.constexpr,
                    N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr, REVERSE_TWO: tl.constexpr,
                    SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of channels and sequence, segment). `two` and `sums` are None where there is one scan."""
+    """Program (block of channels and sequence, segment). With one scan `two`, REVERSE_TWO and `sums` are None."""
     blocks = tl.cdiv(e, E)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     segment, segments = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     columns = tl.program_id(0) % blocks * E + tl.arange(0, E)
     walk_forward(one, z, out, sums, b, segment, segments, chunks, l, e, columns, scale, n, N, REVERSE_ONE, False,
-                 two is not None, SOFTPLUS, ASM)
-    if two is not None:
+                 sums is not None, SOFTPLUS, ASM)
+    if REVERSE_TWO is not None:
         walk_forward(two, z, out, sums, b, segment, segments, chunks, l, e, columns, scale, n, N, REVERSE_TWO, True,
                      False, SOFTPLUS, ASM)

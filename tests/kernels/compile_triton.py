@@ -22,7 +22,6 @@ import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-
 from vimlearn.kernels import triton_scan_chunks
 from vimlearn.kernels.layout import Conv, Scan
 from vimlearn.kernels.triton_conv import conv_backward, conv_forward

@@ -29,7 +29,8 @@ def compile_rows(tmp_path, *jobs):
 
 def test_no_kernel_spills_on_hopper(tmp_path):
     both = ["scan, two directions", "conv, two directions", "norm"], ["float32", "bfloat16"]
-    rows = compile_rows(tmp_path, (["cuda:90"], *both), (["cuda:90"], ["scan, two directions, in segments"], ["bfloat16"]))
+    segments = ["scan, two directions, in segments"], ["bfloat16"]
+    rows = compile_rows(tmp_path, (["cuda:90"], *both), (["cuda:90"], *segments))
     kernels = {row["kernel"] for row in rows}
     assert len(kernels) == 8, kernels
     spilled = [row for row in rows if int(row["spill_bytes"])]
