@@ -1,0 +1,282 @@
+"""Wrong answers to the exercises of chapter 04, and the words with which each is turned down."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vimlearn.course.exercise import grade
+from vimlearn.course.simulator import tl, triton
+from vimlearn.errors import VimlearnError
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_fused_kernel.ipynb"
+
+
+def test_bytes_on_paper_names_its_mistakes(rejected):
+    rejected("bytes_on_paper", (400, 9280), "float32 has 4 bytes")
+    rejected("bytes_on_paper", (1280, 9280), "leaves out one tensor", "z is read")
+    rejected("bytes_on_paper", (1600, 7680), "inputs and y are moved as well")
+    rejected("bytes_on_paper", (1600, 5440), "written and read")
+    rejected("bytes_on_paper", 1600, "2 values")
+
+
+def gate(mask=lambda channel, place, l, e: channel < e, mask_store=None, first=lambda E: tl.program_id(1) * E,
+         value=lambda y, z: y * z * tl.sigmoid(z)):
+    """Return a gate kernel with one part exchanged."""
+    def kernel(y, z, out, l, e, E):
+        channel = first(E) + tl.arange(0, E)
+        place = tl.program_id(0) * e + channel
+        real = mask(channel, place, l, e)
+        result = value(tl.load(y + place, mask=real, other=0), tl.load(z + place, mask=real, other=0))
+        tl.store(out + place, result, mask=(mask_store or mask)(channel, place, l, e))
+
+    return kernel
+
+
+def test_gate_mask_takes_a_right_kernel_with_or_without_jit():
+    assert grade("gate_mask", gate()).status == "right"
+    assert grade("gate_mask", triton.jit(gate())).status == "right"
+
+
+def test_gate_mask_sees_a_mask_that_is_wrong_where_the_values_are_right(rejected):
+    flat = gate(mask=lambda channel, place, l, e: place < l * e)
+    y, z, out = torch.rand(3, 6), torch.rand(3, 6), torch.zeros(3, 6)
+    triton.jit(flat)[(3, 2)](y, z, out, 3, 6, 4)
+    torch.testing.assert_close(out, y * z * torch.sigmoid(z))
+    rejected("gate_mask", flat, "(0, 1) reads y[1, 0]", "row of another token", "channel with e")
+
+
+def test_gate_mask_names_reads_and_writes_out_of_bounds(rejected):
+    def no_mask(y, z, out, l, e, E):
+        place = tl.program_id(0) * e + tl.program_id(1) * E + tl.arange(0, E)
+        gate = tl.load(z + place)
+        tl.store(out + place, tl.load(y + place) * gate * tl.sigmoid(gate))
+
+    rejected("gate_mask", no_mask, "program (2, 1) reads address 18 of y", "ends at 17", "out of bounds")
+    everywhere = gate(mask_store=lambda channel, place, l, e: channel < 8)
+    rejected("gate_mask", everywhere, "program (2, 1) writes address 18 of out", "out of bounds")
+    rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel <= e), "out of bounds")
+
+
+def test_gate_mask_names_its_other_mistakes(rejected):
+    rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel < e - 1), "no program writes out[0, 5]")
+    rejected("gate_mask", gate(first=lambda E: 0), "another program", "block * E")
+    rejected("gate_mask", gate(value=lambda y, z: y * tl.sigmoid(z)), "lacks a factor z")
+    rejected("gate_mask", gate(value=lambda y, z: y * z), "lacks the sigmoid")
+    rejected("gate_mask", gate(value=lambda y, z: y * z * tl.sigmoid(y)), "exchanged")
+
+    def in_place(y, z, out, l, e, E):
+        tl.store(y + tl.program_id(0) * e, 0.0)
+
+    rejected("gate_mask", in_place, "writes into its input y", "belongs in out")
+    rejected("gate_mask", lambda y, z, out, l, e, E: torch.sigmoid(z), "no torch", "inside a kernel")
+    rejected("gate_mask", 3.0, "should be a kernel")
+
+
+def test_forward_step_names_its_mistakes(rejected):
+    def step(decay=lambda d, A: tl.exp(d[:, None] * A), x=lambda u, d: d * u, y=lambda old, s, B, C: (s * C[None, :])):
+        def forward_step(s, u, d, A, B, C):
+            new = decay(d, A) * s + x(u, d)[:, None] * B[None, :]
+            return new, tl.sum(y(s, new, B, C), 1)
+
+        return forward_step
+
+    assert grade("forward_step", step()).status == "right"
+    rejected("forward_step", step(decay=lambda d, A: tl.exp(A)), "decay lacks the step")
+    rejected("forward_step", step(decay=lambda d, A: d[:, None] * A), "without the exponential")
+    rejected("forward_step", step(x=lambda u, d: u), "d u B, not u B")
+    rejected("forward_step", step(y=lambda old, s, B, C: old * C[None, :]), "old state")
+    rejected("forward_step", step(y=lambda old, s, B, C: s), "y lacks C")
+    rejected("forward_step", step(y=lambda old, s, B, C: s * B[None, :]), "uses B where C")
+    rejected("forward_step", lambda s, u, d, A, B, C: s, "2 values (s, y)")
+
+
+def test_kept_and_recomputed_names_its_mistakes(rejected):
+    rejected("kept_and_recomputed", (1536, 96, 18), "bytes")
+    rejected("kept_and_recomputed", (384, 128, 18), "4 chunks")
+    rejected("kept_and_recomputed", (384, 96, 66), "starts at token 0")
+    rejected("kept_and_recomputed", (384, 96, 30), "one step less")
+    rejected("kept_and_recomputed", (384, 96, 12), "once")
+
+
+def back(carry=lambda a, g, c: a * g, mask=lambda channel, e: channel < e, token=lambda l, i: l - 1 - i):
+    """Return a kernel of exercise 4.5 with one part exchanged."""
+    def kernel(a, c, g, l, e, E):
+        channel = tl.program_id(0) * E + tl.arange(0, E)
+        h = tl.zeros((E,), c.dtype.element_ty)
+        for i in range(l):
+            place = token(l, i) * e + channel
+            c_t = tl.load(c + place, mask=mask(channel, e), other=0)
+            g_t = c_t + h
+            tl.store(g + place, g_t, mask=channel < e)
+            h = carry(tl.load(a + place, mask=mask(channel, e), other=0), g_t, c_t)
+
+    return kernel
+
+
+def test_gradient_kernel_sees_a_read_behind_the_end(rejected):
+    def next_decay(a, c, g, l, e, E):
+        channel = tl.program_id(0) * E + tl.arange(0, E)
+        after = tl.zeros((E,), c.dtype.element_ty)
+        for i in range(l):
+            place = (l - 1 - i) * e + channel
+            a_next = tl.load(a + place + e, mask=channel < e, other=0)
+            after = tl.load(c + place, mask=channel < e, other=0) + a_next * after
+            tl.store(g + place, after, mask=channel < e)
+
+    # With numbers behind the tensor instead of NaN, the values are right.
+    buffer, c, g = torch.rand(36).double(), torch.rand(5, 6).double(), torch.zeros(5, 6).double()
+    triton.jit(next_decay)[(2,)](buffer[:30].view(5, 6), c, g, 5, 6, 4)
+    torch.testing.assert_close(g[3], c[3] + buffer[24:30] * c[4])
+    rejected("gradient_kernel", next_decay, "reads address 30 of a", "token l, which does not exist", "h = a g")
+
+
+def test_gradient_kernel_names_its_mistakes(rejected):
+    assert grade("gradient_kernel", back()).status == "right"
+    rejected("gradient_kernel", back(carry=lambda a, g, c: 0 * g), "carry from the later tokens is forgotten")
+    rejected("gradient_kernel", back(carry=lambda a, g, c: g), "not multiplied by the decay")
+    rejected("gradient_kernel", back(carry=lambda a, g, c: a * c), "only the direct gradient")
+    rejected("gradient_kernel", back(mask=lambda channel, e: channel < e + 1), "reads", "out of bounds")
+
+    def neighbours(a, c, g, l, e, E):
+        channel = tl.program_id(0) * E + tl.arange(0, E)
+        h = tl.zeros((E,), c.dtype.element_ty)
+        for i in range(l):
+            place = (l - 1 - i) * e + channel
+            inside = place < l * e
+            g_t = tl.load(c + place, mask=inside, other=0) + h
+            tl.store(g + place, g_t, mask=channel < e)
+            h = tl.load(a + place, mask=inside, other=0) * g_t
+
+    rejected("gradient_kernel", neighbours, "program (1,) reads", "of another program")
+
+    def own_decay(a, c, g, l, e, E):
+        channel = tl.program_id(0) * E + tl.arange(0, E)
+        g_t = tl.zeros((E,), c.dtype.element_ty)
+        for i in range(l):
+            place = (l - 1 - i) * e + channel
+            a_t = tl.load(a + place, mask=channel < e, other=0)
+            g_t = tl.load(c + place, mask=channel < e, other=0) + a_t * g_t
+            tl.store(g + place, g_t, mask=channel < e)
+
+    rejected("gradient_kernel", own_decay, "token's own a[t]")
+
+    def from_left(a, c, g, l, e, E):
+        channel = tl.program_id(0) * E + tl.arange(0, E)
+        g_t = tl.zeros((E,), c.dtype.element_ty)
+        for t in range(l):
+            a_t = tl.load(a + t * e + channel, mask=channel < e, other=0)
+            g_t = tl.load(c + t * e + channel, mask=channel < e, other=0) + a_t * g_t
+            tl.store(g + t * e + channel, g_t, mask=channel < e)
+
+    rejected("gradient_kernel", from_left, "walked from the first token")
+    rejected("gradient_kernel", lambda a, c, g, l, e, E: tl.store(g + tl.arange(0, 3), 0.0), "power of two")
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (lambda k, l, m, r: list(range(k * m, min(k * m + m, l))), ("scan from the left", "from the right")),
+    (lambda k, l, m, r: list(range(k * m, min(k * m + m, l)))[:: -1 if r else 1], ("chunks are in the wrong order",)),
+    (lambda k, l, m, r: list(range((-(-l // m) - 1 - k if r else k) * m, l))[:m], ("ascending order",)),
+    (lambda k, l, m, r: list(range(l))[:: -1 if r else 1][k * m : k * m + m], ("cut from the right",)),
+    (lambda k, l, m, r: list(range(k * m, k * m + m)), ("token 10", "out of bounds")),
+])
+def test_chunk_tokens_names_its_mistakes(rejected, wrong, words):
+    rejected("chunk_tokens", wrong, *words)
+
+
+def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lambda g, x: g * x[:, None]):
+    """Return a kernel of exercise 4.7 with one part exchanged."""
+    def kernel(g, x, shares, l, e, n, E):
+        block, state = tl.program_id(0), tl.arange(0, n)
+        channel = block * E + tl.arange(0, E)
+        exists = channel < (e if mask else 2 * E)
+        for t in range(l):
+            tile = (t * e + channel[:, None]) * n + state[None, :]
+            g_t = tl.load(g + tile, mask=exists[:, None], other=other)
+            x_t = tl.load(x + t * e + channel, mask=exists, other=other)
+            tl.store(shares + where(block, l, t) * n + state, tl.sum(value(g_t, x_t), 0))
+
+    return kernel
+
+
+def test_share_kernel_names_its_mistakes(rejected):
+    assert grade("share_kernel", share()).status == "right"
+    rejected("share_kernel", share(other=None), "NaN", "other=0")
+    rejected("share_kernel", share(where=lambda block, l, t: t), "both write shares[0, 0, 0]", "place of its own")
+    rejected("share_kernel", share(mask=False), "out of bounds")
+    rejected("share_kernel", share(value=lambda g, x: g), "lack the factor x")
+    rejected("share_kernel", share(where=lambda block, l, t: (1 - block) * l + t), "exchanged")
+    rejected("share_kernel", share(where=lambda block, l, t: block * l), "no program writes shares[0, 1, 0]")
+
+    def atomic(g, x, shares, l, e, n, E):
+        tl.atomic_add(shares, 0.0)
+
+    rejected("share_kernel", atomic, "no tl.atomic_add")
+
+
+def test_the_stand_in_stops_at_the_end_of_the_memory():
+    @triton.jit
+    def copy(x, y, E):
+        tl.store(y + tl.arange(0, E), tl.load(x + tl.arange(0, E)))
+
+    with pytest.raises(VimlearnError, match=r"program \(0,\) uses address 3 of x"):
+        copy[(1,)](torch.zeros(3), torch.zeros(4), 4)
+
+
+RUN = """
+import linecache, os, sys
+os.environ["VIMLEARN_PROGRESS"] = "off"
+if sys.argv[2] == "without":
+    sys.modules["triton"] = None
+import nbformat
+names = {"__name__": "__main__"}
+for i, cell in enumerate(c for c in nbformat.read(sys.argv[1], 4).cells if c.cell_type == "code"):
+    if cell.source.startswith("@numba.njit"):
+        break
+    lines = cell.source.splitlines(True)
+    linecache.cache[f"cell{i}"] = (len(cell.source), None, lines, f"cell{i}")
+    exec(compile(cell.source, f"cell{i}", "exec"), names)
+    names["package"] = ["loop"]
+"""
+
+
+def test_the_kernels_run_where_there_is_no_triton():
+    done = subprocess.run([sys.executable, "-c", RUN, str(NOTEBOOK), "without"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "There is no Triton for this system" in done.stdout
+    assert "all eleven gradients agree" in done.stdout
+
+
+COMPILE = """
+import linecache, sys
+import nbformat, triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+names = {"__name__": "__main__", "triton": triton, "tl": tl}
+for i, cell in enumerate(nbformat.read(sys.argv[1], 4).cells):
+    if cell.source.startswith("@triton.jit") and "tags" not in cell.metadata:
+        linecache.cache[f"cell{i}"] = (len(cell.source), None, cell.source.splitlines(True), f"cell{i}")
+        exec(compile(cell.source, f"cell{i}", "exec"), names)
+constants = {"E": 4, "n": 2, "m": 3, "e": 4, "REVERSE": True}
+for name, kernel in names.items():
+    if name.endswith("_kernel"):
+        kinds = {p.name: "constexpr" if p.is_constexpr else "i32" if p.name in ("l", "e", "limit") else
+                 "*fp32" if name == "running_sum_kernel" else "*fp64" for p in kernel.params}
+        given = {(p.num,): constants[p.name] for p in kernel.params if p.is_constexpr}
+        triton.compile(ASTSource(kernel, kinds, given), target=GPUTarget("cuda", 90, 32))
+        print(name)
+"""
+
+
+def test_the_notebook_s_kernels_compile_for_a_gpu(monkeypatch):
+    """What runs under the interpreter need not compile. This needs no GPU, but a process without the interpreter."""
+    pytest.importorskip("triton", reason="there is no Triton for this system")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run([sys.executable, "-c", COMPILE, str(NOTEBOOK)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = ["running_sum", "one_block", "forward", "backward", "both"]
+    assert done.stdout.split() == [f"{name}_kernel" for name in kernels]
