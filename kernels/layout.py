@@ -2,11 +2,11 @@
 
 Every kernel module has the same functions with the same signatures, whatever compiles it:
 
-| module     | forward                                       | backward                                           |
-|------------|-----------------------------------------------|----------------------------------------------------|
-| `*_scan`   | `scan_forward(scans, z, softplus, scale, keep)` | `scan_backward(grad_out, grad_last, scans, starts, ...)` |
-| `*_conv`   | `conv_forward(x, convs, silu)`                | `conv_backward(grads, x, convs, silu)`             |
-| `*_norm`   | `norm_forward(h, residual, weight, eps)`      | `norm_backward(grad_y, grad_residual, ...)`        |
+| module   | forward                                         | backward                                      |
+|----------|-------------------------------------------------|-----------------------------------------------|
+| `*_scan` | `scan_forward(scans, z, softplus, scale, keep)` | `scan_backward(grad_out, grad_lasts, scans, ...)` |
+| `*_conv` | `conv_forward(x, convs, silu)`                  | `conv_backward(grads, x, convs, silu)`        |
+| `*_norm` | `norm_forward(h, residual, weight, eps)`        | `norm_backward(grad_y, grad_residual, ...)`   |
 
 They take one scan (or convolution) or several over the same tokens, each in its own direction, and know nothing about
 autograd. Shapes were checked by the caller. The letters are those of `vimlearn.scan`.
@@ -16,6 +16,7 @@ __all__ = ["Conv", "Scan"]
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,6 +37,12 @@ class Scan(NamedTuple):
     delta_bias: Tensor | None = None
     delta_weight: Tensor | None = None
     reverse: bool = False
+
+    def projected(self) -> "Scan":
+        """Return the same scan with delta projected to (b, l, e), for whoever does not take a `delta_weight`."""
+        if self.delta_weight is None:
+            return self
+        return self._replace(delta=F.linear(self.delta, self.delta_weight), delta_weight=None)
 
 
 class Conv(NamedTuple):

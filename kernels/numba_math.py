@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from .numba_runtime import as_uint, as_wide
+from .numba_runtime import as_uint, as_wide, from_half, to_half
 
 # A product and a sum may become one instruction. Nothing may be reordered, or the rounding trick of `exp2` breaks.
 PLAIN = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "forceinline": True}
@@ -33,7 +33,7 @@ Q5, Q6, Q7, Q8 = F(-0.13536584), F(0.07690007), F(-0.02876573), F(0.00506177)
 
 
 def load(memory, i):
-    """Return number i as float32 or float64; uint16 in memory is bfloat16."""
+    """Return number i as float32 or float64; uint16 in memory is bfloat16, int16 is float16."""
     raise NotImplementedError("compiled code only")
 
 
@@ -41,11 +41,13 @@ def load(memory, i):
 def _load(memory, i):
     if memory.dtype == types.uint16:
         return lambda memory, i: as_wide(np.uint32(memory[i]) << np.uint32(16))
+    if memory.dtype == types.int16:
+        return lambda memory, i: from_half(memory[i])
     return lambda memory, i: memory[i]
 
 
 def store(memory, i, x):
-    """Write x as number i; uint16 in memory is bfloat16, rounded to the nearest, ties to even."""
+    """Write x as number i, rounded to the nearest, ties to even; uint16 in memory is bfloat16, int16 is float16."""
     raise NotImplementedError("compiled code only")
 
 
@@ -59,7 +61,10 @@ def _store(memory, i, x):
         up = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         # Rounded up like a number, the bits of a NaN could become those of an infinity.
         memory[i] = np.uint16(up if x == x else np.uint32(0x7FC0))
-    return rounded if memory.dtype == types.uint16 else plain
+
+    def half(memory, i, x):
+        memory[i] = to_half(x)
+    return {types.uint16: rounded, types.int16: half}.get(memory.dtype, plain)
 
 
 def decay(t):

@@ -8,11 +8,11 @@ with PyTorch's, and its workqueue layer aborts when two Python threads call at o
 - Where PyTorch runs on OpenMP, the kernel is handed to that very runtime, through its entry `GOMP_parallel`. The
   threads are the same, already awake, and as many as `torch.get_num_threads()` says.
 - Elsewhere threads of Python call it. They run side by side because ctypes lets go of the interpreter lock.
-- In a forked child it runs on one thread: the threads of the parent do not exist there, and waiting for them hangs.
+- In a forked child it runs on one thread (see `forks`).
 """
 
-__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "pointer", "run", "scratch_slots", "shift",
-           "stack"]
+__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "from_half", "pointer", "run", "scratch_slots",
+           "shift", "stack", "to_half"]
 
 import ctypes
 import functools
@@ -29,6 +29,8 @@ import torch
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from .forks import in_forked_child
 
 # The fields that every record begins with: two shared counters and the number of tasks.
 TEAM = [("next_slot", np.int64), ("next_task", np.int64), ("tasks", np.int64)]
@@ -96,25 +98,30 @@ def fetch_add(typingctx, record, index):
     return types.int64(record, index), generate
 
 
-def _bit_cast(name: str, result: types.Type, argument: types.Type):
-    def typer(typingctx, x):
-        def generate(context, builder, signature, args):
-            return builder.bitcast(args[0], context.get_value_type(result))
-        return result(argument), generate
-    typer.__name__ = name
-    return intrinsic(typer)
+def _conversion(result: types.Type, argument: types.Type, convert):
+    """Return a function for kernels that applies `convert(builder, x)`, a sequence of LLVM instructions."""
+    def conversion(typingctx, x):
+        return result(argument), lambda context, builder, signature, args: convert(builder, args[0])
+    return intrinsic(conversion)
 
 
-as_uint = _bit_cast("as_uint", types.uint32, types.float32)
-as_wide = _bit_cast("as_wide", types.float32, types.uint32)
+FLOAT, HALF = ir.FloatType(), ir.HalfType()
+# The same 32 bits, read as another type.
+as_uint = _conversion(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
+as_wide = _conversion(types.float32, types.uint32, lambda builder, x: builder.bitcast(x, FLOAT))
+# A float16, which Numba does not know on the CPU, as its 16 bits.
+from_half = _conversion(types.float32, types.int16,
+                        lambda builder, x: builder.fpext(builder.bitcast(x, HALF), FLOAT))
+to_half = _conversion(types.int16, types.float32,
+                      lambda builder, x: builder.bitcast(builder.fptrunc(x, HALF), ir.IntType(16)))
 
 
 def compile_kernel(body, record: np.dtype, storage: type, wide: type):
     """Compile `body(args, slot, task, storage, wide)`, a `register_jitable` function, into a kernel for `run`.
 
     `args` is a record that begins with the fields of `TEAM`; a slot is a number that no other thread of the team has.
-    storage is the type of numbers in memory (np.uint16 stands for bfloat16), wide that of states and sums.
-    Cached on disk where a folder can be written.
+    storage is the type of numbers in memory (np.uint16 stands for bfloat16, np.int16 for float16), wide that of states
+    and sums. Cached on disk where a folder can be written.
     """
     args_type = numba.from_dtype(record)
     version = FINGERPRINT + repr(record.descr)
@@ -144,27 +151,15 @@ def compile_kernel(body, record: np.dtype, storage: type, wide: type):
 
 # ------------------------------------------------------------------------------------------------- who calls a kernel
 
-_in_forked_child = False
-
-
-def _after_fork() -> None:
-    global _in_forked_child
-    _in_forked_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 def scratch_slots(tasks: int) -> int:
     """Return how many threads `run` may put on that many tasks: none has more tasks than it can use."""
-    return 1 if _in_forked_child else max(1, min(torch.get_num_threads(), tasks))
+    return 1 if in_forked_child() else max(1, min(torch.get_num_threads(), tasks))
 
 
 def run(kernel, args: np.ndarray, threads: int) -> None:
     """Let `threads` threads run `kernel` on the record `args` until its tasks are done."""
     address, call = args.ctypes.data, _callable(kernel.address)
-    if threads == 1 or _in_forked_child:
+    if threads == 1 or in_forked_child():
         call(address)
     elif (parallel := _openmp_of_torch()) is not None:
         parallel(kernel.address, address, threads, 0)

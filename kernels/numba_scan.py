@@ -16,7 +16,7 @@ from .numba_scan_parts import CHUNK, LANES, SCAN_ARGS
 
 # dtype of a tensor -> type of its numbers in memory, type of states and sums
 TYPES = {torch.float32: (np.float32, np.float32), torch.float64: (np.float64, np.float64),
-         torch.bfloat16: (np.uint16, np.float32)}
+         torch.bfloat16: (np.uint16, np.float32), torch.float16: (np.int16, np.float32)}
 
 
 def starts_shape(shape: tuple[int, int, int], n: int) -> tuple[int, int, int, int]:
@@ -40,7 +40,10 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
     call.put(call.args, "out", out)
     for record, last, kept in zip(call.records, lasts, starts, strict=True):
         call.put(record, "last", last)
-        call.put(record, "starts", kept if keep else None)
+        if keep:
+            # The spares, which no task writes.
+            kept[-(-l // CHUNK):] = 0
+            call.put(record, "starts", kept)
     call.run(scan_forward_task, forward_scratch)
     return out, lasts, starts
 

@@ -5,7 +5,7 @@ pass starts from. Fused with the recurrence are the projection of the step from 
 D u, the sum of the directions, and the gate.
 """
 
-__all__ = ["forward_scratch", "scan_forward_task"]
+__all__ = ["forward_scratch", "four_states", "scan_forward_task"]
 
 from numba.extending import register_jitable
 
@@ -61,7 +61,7 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
         at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
         k = 0
         while k + 4 <= n and not grows:
-            _four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
+            four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
             k += 4
         while k < n:
             _one_state(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, load(B, at_B + k), load(C, at_C + k))
@@ -81,7 +81,7 @@ def _one_state(s, A2, d, x, total, B, C):
 
 
 @register_jitable(**PLAIN)
-def _four_states(s, A2, d, x, total, B, C):
+def four_states(s, A2, d, x, total, B, C):
     """Do the same for four states at once, where no decay is above 1: d, x and the total are read once for all."""
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)

@@ -5,15 +5,16 @@
 Tensors are channel-last, (b, l, e), so no transpose stands between the projection, the convolution and the scan.
 """
 
-__all__ = ["causal_conv1d", "causal_conv1d_loop"]
+__all__ = ["bidirectional_conv1d", "causal_conv1d", "causal_conv1d_loop"]
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import Operation
+from .backends import Operation, register_compiled
 from .checks import check_input, check_weight, state_dtype
 from .errors import VimlearnError
+from .kernels.layout import Conv
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None,
@@ -26,18 +27,35 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, acti
         bias: (e,) or None; dtype as weight.
         activation: None or "silu", applied to the result.
         reverse: whether the sequence is read from its end. Equals flipping x and the result.
-        backend: "loop" (the definition) or "auto" (the fastest for the device).
+        backend: "loop" (the definition), "numba" (CPU), "triton" (GPU) or "auto", as in `vimlearn.selective_scan`.
 
     Returns (b, l, e) in the dtype of x; sums are float32, or float64 for float64.
     Raises VimlearnError where shapes, dtypes or devices do not fit.
     """
+    return _convolve(x, [Conv(weight, bias, reverse)], activation, backend)[0]
+
+
+def bidirectional_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, weight_b: Tensor, bias_b: Tensor | None, *,
+                         activation: str | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Convolve x once seeing the past, with weight and bias, and once seeing the future, with weight_b and bias_b.
+
+    Arguments, errors and dtypes as `causal_conv1d`. Returns two tensors (b, l, e). Compiled backends read x once.
+    """
+    convs = [Conv(weight, bias, False), Conv(weight_b, bias_b, True)]
+    return tuple(_convolve(x, convs, activation, backend))
+
+
+def _convolve(x: Tensor, convs: list[Conv], activation: str | None, backend: str) -> list[Tensor]:
     check_input("x", x)
-    check_weight("weight", weight, x, ("e", "k"))
-    if bias is not None:
-        check_weight("bias", bias, x, ("e",))
+    for weight, bias, _ in convs:
+        check_weight("weight", weight, x, ("e", "k"))
+        if bias is not None:
+            check_weight("bias", bias, x, ("e",))
     if activation not in (None, "silu"):
         raise VimlearnError(f"unknown activation {activation!r}; expected None or 'silu'")
-    return CONV.choose(backend, x.device)(x, weight, bias, activation, reverse)
+    if len({weight.shape for weight, _, _ in convs}) > 1 or len({bias is None for _, bias, _ in convs}) > 1:
+        raise VimlearnError("the two convolutions differ in width, or only one has a bias; expected both alike")
+    return CONV.choose(backend, x.device, x.dtype)(x, convs, activation == "silu")
 
 
 def causal_conv1d_loop(x, weight, bias=None, activation=None, reverse=False):
@@ -54,5 +72,20 @@ def causal_conv1d_loop(x, weight, bias=None, activation=None, reverse=False):
     return (F.silu(y) if activation == "silu" else y).to(x.dtype)
 
 
+def _load_numba():
+    from .fused_numba import convolve_numba
+    return convolve_numba
+
+
+def _load_triton():
+    from .fused_triton import convolve_triton
+    return convolve_triton
+
+
+def _loop(x, convs, silu):
+    return [causal_conv1d_loop(x, weight, bias, "silu" if silu else None, reverse) for weight, bias, reverse in convs]
+
+
 CONV = Operation("causal_conv1d")
-CONV.register("loop", lambda: causal_conv1d_loop)
+register_compiled(CONV, _load_numba, _load_triton)
+CONV.register("loop", lambda: _loop)

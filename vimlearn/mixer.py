@@ -15,11 +15,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bidirectional import Scan, bidirectional_scan
 from .checks import state_dtype
-from .conv import CONV, causal_conv1d
+from .conv import CONV, bidirectional_conv1d, causal_conv1d
 from .errors import VimlearnError
 from .scan import selective_scan
 
@@ -102,23 +102,28 @@ class BidirectionalMixer(nn.Module):
             raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}")
         # (b, l, e) each
         x, z = self.in_proj(h).chunk(2, dim=-1)
-        y = sum(self.scan(x, d, reverse=i == 1) for i, d in enumerate(self.directions()))
-        if self.bidirectional and self.halve_directions:
-            y = y / 2
-        return self.out_proj(y * F.silu(z))
+        backend = CONV.backend_or_auto(self.backend, x.device)
+        taps = [(d.conv.weight.squeeze(1), d.conv.bias) for d in self.directions()]
+        if not self.bidirectional:
+            u = causal_conv1d(x, *taps[0], activation="silu", backend=backend)
+            scan = self.scan_inputs(u, self.directions()[0]).projected()
+            y = selective_scan(*scan[:6], z, delta_bias=scan.delta_bias, delta_softplus=True, backend=self.backend)
+        else:
+            u = bidirectional_conv1d(x, *taps[0], *taps[1], activation="silu", backend=backend)
+            forward, backward = map(self.scan_inputs, u, self.directions())
+            y = bidirectional_scan(forward, backward, z, delta_softplus=True,
+                                   scale=0.5 if self.halve_directions else 1.0, backend=self.backend)
+        return self.out_proj(y)
 
-    def scan(self, x: Tensor, direction: Direction, reverse: bool) -> Tensor:
-        """Return the ungated scan of x, (b, l, e), in one direction."""
-        conv, x_proj, dt_proj, A_log, D = direction
-        u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse,
-                          backend=CONV.backend_or_auto(self.backend, x.device))
+    def scan_inputs(self, u: Tensor, direction: Direction) -> Scan:
+        """Return what the scan of one direction takes, for the convolved tokens u, (b, l, e)."""
+        _, x_proj, dt_proj, A_log, D = direction
         # (b, l, r), (b, l, n), (b, l, n)
         delta, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        # (b, l, e); the bias goes inside the softplus, in float32
-        delta = F.linear(delta, dt_proj.weight)
         wide = state_dtype(A_log.dtype)
-        return selective_scan(u, delta, -A_log.to(wide).exp(), B, C, D.to(wide), delta_bias=dt_proj.bias.to(wide),
-                              delta_softplus=True, reverse=reverse, backend=self.backend)
+        # The bias goes inside the softplus, in float32.
+        return Scan(u, delta, -A_log.to(wide).exp(), B, C, D.to(wide), dt_proj.bias.to(wide),
+                    dt_proj.weight.to(delta.dtype))
 
 
 def _random_steps(count: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:

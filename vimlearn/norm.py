@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backends import Operation
+from .backends import Operation, register_compiled
 from .checks import check_input, check_weight, state_dtype
 from .errors import VimlearnError
 
@@ -20,12 +20,12 @@ def add_rms_norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float 
     """Add h to the residual stream and RMS-normalise the sum (Zhang and Sennrich 2019; Vim paper, Algorithm 1).
 
     Arguments: h (b, l, d); residual (b, l, d), float32 or float64, or None for the first block; weight (d,), dtype of h
-    or float32; eps is added to the mean square; backend "loop" (the definition) or "auto".
+    or float32; eps is added to the mean square; backend as in `vimlearn.selective_scan`, without "parallel".
     Returns (normalised (b, l, d) in the dtype of h, new residual (b, l, d)).
     Raises VimlearnError where shapes, dtypes or devices do not fit.
     """
     _check(h, residual, weight)
-    return NORM.choose(backend, h.device)(h, residual, weight, eps)
+    return NORM.choose(backend, h.device, h.dtype)(h, residual, weight, eps)
 
 
 def add_rms_norm_loop(h, residual, weight, eps=1e-5):
@@ -83,5 +83,16 @@ class LayerNorm(nn.Module):
         return add_layer_norm(h, residual, self.weight, self.bias, self.eps)
 
 
+def _load_numba():
+    from .fused_numba import add_rms_norm_numba
+    return add_rms_norm_numba
+
+
+def _load_triton():
+    from .fused_triton import add_rms_norm_triton
+    return add_rms_norm_triton
+
+
 NORM = Operation("add_rms_norm")
+register_compiled(NORM, _load_numba, _load_triton)
 NORM.register("loop", lambda: add_rms_norm_loop)

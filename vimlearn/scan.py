@@ -17,7 +17,7 @@ As in the published code and against Eq. 1 of the paper, B is discretised by the
 code and not in Algorithm 1. This file holds the definition (`loop`) and the choice of backend.
 """
 
-__all__ = ["selective_scan", "selective_scan_loop"]
+__all__ = ["finish", "no_autocast", "prepare", "recurrence_loop", "selective_scan", "selective_scan_loop"]
 
 import contextlib
 
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import Operation
+from .backends import Operation, register_compiled
 from .checks import check_scan, state_dtype
 
 
@@ -47,7 +47,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         delta_softplus: whether the step is softplus(delta + delta_bias); linear above 20 as in PyTorch.
         reverse: whether the state runs from the last token to the first. Equals flipping all inputs and the output.
         return_last_state: whether to return the state after the last token in scan order as well.
-        backend: "loop" (the definition), "parallel" (PyTorch, any device), or "auto" (the fastest for the device).
+        backend: "loop" (the definition), "parallel" (PyTorch, any device), "numba" (CPU), "triton" (GPU), or "auto"
+            (the fastest for device and dtype; the environment variable VIMLEARN_BACKEND can name another).
 
     Returns out (b, l, e) in the dtype of u; with `return_last_state` also the last state (b, e, n) in the dtype of A.
     All tensors, the last state included, carry gradients on every backend; "loop" also has second and forward-mode
@@ -56,7 +57,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     Source: Vim paper, Algorithm 1; the published code adds D.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias)
-    run = SCAN.choose(backend, u.device)
+    run = SCAN.choose(backend, u.device, u.dtype)
     out, last_state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     return (out, last_state) if return_last_state else out
 
@@ -68,11 +69,12 @@ def selective_scan_loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delt
     """
     with no_autocast(u):
         x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
-        y, last_state = _recurrence_loop(x, step, A, B32, C32, reverse)
+        y, last_state = recurrence_loop(x, step, A, B32, C32, reverse)
         return finish(y, x, D, z, u.dtype), last_state
 
 
-def _recurrence_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def recurrence_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Return y (b, l, e), without skip and gate, and the last state (b, e, n). Here delta is the finished step."""
     # (b, e, n)
     s = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     tokens = range(u.shape[1])
@@ -117,6 +119,17 @@ def _load_parallel():
     return selective_scan_parallel
 
 
+def _load_numba():
+    from .fused_numba import selective_scan_numba
+    return selective_scan_numba
+
+
+def _load_triton():
+    from .fused_triton import selective_scan_triton
+    return selective_scan_triton
+
+
 SCAN = Operation("selective_scan")
+register_compiled(SCAN, _load_numba, _load_triton)
 SCAN.register("parallel", _load_parallel)
 SCAN.register("loop", lambda: selective_scan_loop)

@@ -12,12 +12,13 @@ not of the whole sequence; only the state at the start of each block is kept for
 the rest. The gradient of a scan is a scan in the other direction.
 """
 
-__all__ = ["associative_scan_", "selective_scan_parallel"]
+__all__ = ["associative_scan_", "bidirectional_scan_parallel", "selective_scan_parallel"]
 
 import torch
 from torch import Tensor
 
-from .errors import VimlearnError
+from .bidirectional import sum_of_scans
+from .operators import refuse_forward_mode
 from .scan import finish, no_autocast, prepare
 
 # Tokens solved at once. Measured on a CPU: more leaves the caches, less pays for calls.
@@ -52,17 +53,16 @@ def selective_scan_parallel(u, delta, A, B, C, D=None, z=None, delta_bias=None, 
 
     It has first derivatives in reverse mode. For forward-mode or second derivatives take the loop.
     """
-    if not torch.compiler.is_compiling():
-        _refuse_forward_mode(u, delta, A, B, C)
+    refuse_forward_mode("parallel", (u, delta, A, B, C))
     x, step, B32, C32 = prepare(u, delta, B, C, delta_bias, delta_softplus)
     y, last_state, _ = scan_parallel(x, step, A, B32, C32, reverse)
     return finish(y, x, D, z, u.dtype), last_state
 
 
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    # An operator without a rule for tangents would drop them: a derivative of zero, and no error.
-    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise VimlearnError("backend 'parallel' has no forward-mode derivatives; use backend='loop'")
+def bidirectional_scan_parallel(forward, backward, z=None, delta_softplus=False, scale=1.0):
+    """Run one direction after the other. Arguments as `vimlearn.bidirectional_scan`."""
+    refuse_forward_mode("parallel", (*forward[:-1], *backward[:-1]))
+    return sum_of_scans(lambda *tensors: scan_parallel(*tensors)[:2], forward, backward, z, delta_softplus, scale)
 
 
 @torch.library.custom_op("vimlearn::scan_parallel", mutates_args=())

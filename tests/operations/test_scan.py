@@ -129,16 +129,17 @@ def test_gradient_of_one_output_alone(backend, which):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_gradcheck(reverse):
+@pytest.mark.parametrize("backend", FAST)
+def test_gradcheck(backend, reverse):
     tensors = scan_inputs(b=1, l=5, e=2, n=2)
     names = list(tensors)
     inputs = [v.requires_grad_() for v in tensors.values()]
-    assert torch.autograd.gradcheck(lambda *x: run("parallel", reverse)(**dict(zip(names, x, strict=True))), inputs)
+    assert torch.autograd.gradcheck(lambda *x: run(backend, reverse)(**dict(zip(names, x, strict=True))), inputs)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [1, 5, BLOCK_TOKENS + 1])
-def test_opcheck(length, reverse):
+def test_opcheck_of_the_parallel_scan(length, reverse):
     x = scan_inputs(l=length)
     inputs = [x[k].requires_grad_() for k in ("u", "delta", "A", "B", "C")]
     torch.library.opcheck(scan_parallel, (*inputs, reverse))
@@ -159,12 +160,13 @@ def test_associative_scan_equals_loop(length, reverse, seed):
     torch.testing.assert_close(associative_scan_(a, x, reverse), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_memory_for_the_backward_pass_is_linear_and_holds_no_states_of_single_tokens():
+@pytest.mark.parametrize("backend", FAST)
+def test_memory_for_the_backward_pass_is_linear_and_holds_no_states_of_single_tokens(backend):
     """What autograd keeps is at most a few (b, l, e) tensors and the states at block starts, never (b, l, e, n)."""
     kept = []
     tensors = {k: v.requires_grad_() for k, v in scan_inputs(b=1, l=512, e=8, n=16).items()}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        run("parallel")(**tensors)
+        run(backend)(**tensors)
     assert max(kept) <= 512 * 16, f"largest kept tensor: {max(kept)} numbers"
 
 
@@ -193,14 +195,16 @@ def test_forward_mode_is_refused_and_not_zero():
     u = tensors.pop("u")
     function = lambda backend: lambda u: run(backend, last=False)(u=u, **tensors)  # noqa: E731
     assert torch.func.jvp(function("loop"), (u,), (torch.ones_like(u),))[1].abs().max() > 0.1
-    with pytest.raises(VimlearnError, match="no forward-mode"):
-        torch.func.jvp(function("parallel"), (u,), (torch.ones_like(u),))
+    for backend in FAST:
+        with pytest.raises(VimlearnError, match="no forward-mode"):
+            torch.func.jvp(function(backend), (u,), (torch.ones_like(u),))
 
 
-def test_export_with_a_changing_length():
+@pytest.mark.parametrize("backend", FAST)
+def test_export_with_a_changing_length(backend):
     class Scan(torch.nn.Module):
         def forward(self, u, delta, A, B, C):
-            return selective_scan(u, delta, A, B, C)
+            return selective_scan(u, delta, A, B, C, backend=backend)
 
     def inputs(l):
         x = scan_inputs(l=l, dtype=torch.float32)
@@ -215,7 +219,7 @@ def test_export_with_a_changing_length():
 def test_shapes_without_numbers():
     """On the meta device every backend gives shapes and dtypes."""
     tensors = {k: v.to("meta") for k, v in scan_inputs(l=70, dtype=torch.float32).items()}
-    for backend in ("loop", *FAST):
+    for backend in ("loop", *FAST, "triton"):
         out, last = run(backend)(**tensors)
         assert (out.shape, last.shape, out.device.type) == ((2, 70, 5), (2, 5, 3), "meta")
 

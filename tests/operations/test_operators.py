@@ -1,0 +1,126 @@
+"""The compiled convolution and norm as PyTorch operators: gradients, fakes, compilation, and what is refused."""
+
+import pytest
+import torch
+from helpers import assert_near, with_gradients
+
+from vimlearn import VimlearnError, add_rms_norm, causal_conv1d
+from vimlearn.conv import bidirectional_conv1d
+
+
+def conv_inputs(b=2, l=9, e=70, k=4, dtype=torch.float64, bias=True):
+    g = torch.Generator().manual_seed(0)
+    tensors = {"x": torch.randn(b, l, e, generator=g), "weight": torch.randn(e, k, generator=g),
+               "weight_b": torch.randn(e, k, generator=g)}
+    if bias:
+        tensors |= {"bias": torch.randn(e, generator=g), "bias_b": torch.randn(e, generator=g)}
+    return {name: x.to(dtype) for name, x in tensors.items()}
+
+
+def norm_inputs(b=2, l=9, d=50, dtype=torch.float64, residual=True):
+    g = torch.Generator().manual_seed(0)
+    tensors = {"h": torch.randn(b, l, d, generator=g).to(dtype), "weight": torch.randn(d, generator=g).to(dtype)}
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return tensors | ({"residual": torch.randn(b, l, d, generator=g).to(wide)} if residual else {})
+
+
+def both(backend, activation="silu"):
+    def function(x, weight, weight_b, bias=None, bias_b=None):
+        return bidirectional_conv1d(x, weight, bias, weight_b, bias_b, activation=activation, backend=backend)
+    return function
+
+
+def norm(backend):
+    def function(h, weight, residual=None):
+        return add_rms_norm(h, residual, weight, backend=backend)
+    return function
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["silu", None])
+def test_both_convolutions_are_two_convolutions(bias, activation):
+    tensors = conv_inputs(bias=bias)
+    expected = with_gradients(lambda x, weight, weight_b, bias=None, bias_b=None: (
+        causal_conv1d(x, weight, bias, activation=activation, backend="loop"),
+        causal_conv1d(x.flip(1), weight_b, bias_b, activation=activation, backend="loop").flip(1)), tensors)
+    for backend in ("loop", "numba"):
+        assert_near(with_gradients(both(backend, activation), tensors), expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_lower_precision(dtype, limit):
+    for function, tensors in ((both, conv_inputs(dtype=dtype)), (norm, norm_inputs(dtype=dtype)),
+                              (norm, norm_inputs(dtype=dtype, residual=False))):
+        wide = with_gradients(function("loop"), {name: x.double() for name, x in tensors.items()})
+        assert_near(with_gradients(function("numba"), tensors), wide, limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_parameters_beside_a_network_in_lower_precision(dtype):
+    """As under autocast: the sums, and the gradients of the parameters, are float32."""
+    convs, norms = conv_inputs(dtype=dtype), norm_inputs(dtype=dtype)
+    convs = {name: x if name == "x" else x.float() for name, x in convs.items()}
+    norms["weight"] = norms["weight"].float()
+    for function, tensors in ((both, convs), (norm, norms)):
+        found = with_gradients(function("numba"), tensors)
+        assert_near(found, with_gradients(function("loop"), {n: x.double() for n, x in tensors.items()}), 2e-2)
+        assert found["gradient of weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("function, tensors", [
+    (both, conv_inputs(1, 4, 3)), (both, conv_inputs(1, 2, 2, bias=False)),
+    (norm, norm_inputs(1, 3, 4)), (norm, norm_inputs(1, 2, 3, residual=False))])
+def test_gradcheck(function, tensors):
+    names, leaves = list(tensors), [x.requires_grad_() for x in tensors.values()]
+    assert torch.autograd.gradcheck(lambda *x: function("numba")(**dict(zip(names, x, strict=True))), leaves)
+
+
+def test_opcheck():
+    x = {name: value.requires_grad_() for name, value in conv_inputs(dtype=torch.float32).items()}
+    h = {name: value.requires_grad_() for name, value in norm_inputs(dtype=torch.float32).items()}
+    both("numba")(**x)
+    ops, weights, biases = torch.ops.vimlearn, [x["weight"], x["weight_b"]], [x["bias"], x["bias_b"]]
+    torch.library.opcheck(ops.conv_numba, (x["x"], weights, biases, [False, True], True))
+    torch.library.opcheck(ops.conv_numba, (x["x"], weights[:1], [], [True], False))
+    torch.library.opcheck(ops.norm_numba, (h["h"], h["residual"], h["weight"], 1e-5))
+    torch.library.opcheck(ops.norm_numba, (h["h"], None, h["weight"], 1e-5))
+    with torch.no_grad():
+        y, total, rstd = ops.norm_numba(h["h"], h["residual"], h["weight"], 1e-5)
+        torch.library.opcheck(ops.norm_numba_backward, (y, total, total, h["weight"], rstd))
+        torch.library.opcheck(ops.norm_numba_backward, (None, total, total, h["weight"], rstd))
+        torch.library.opcheck(ops.conv_numba_backward,
+                              ([x["x"], x["x"]], x["x"], weights, biases, [False, True], True))
+
+
+def test_gradient_of_one_output_alone():
+    """A loss on one direction, on the residual or on the normalised tensor alone gives the gradients of the loop."""
+    for function, tensors in ((both, conv_inputs()), (norm, norm_inputs())):
+        for which in (0, 1):
+            def pick(backend, function=function, which=which):
+                return lambda **t: function(backend)(**t)[which]
+            used = dict(tensors)
+            if function is both:
+                skip = "_b" if which == 0 else ""
+                fixed = {name + skip: used.pop(name + skip) for name in ("weight", "bias")}
+            else:
+                fixed = {"weight": used.pop("weight")} if which == 1 else {}
+            expected = with_gradients(lambda pick=pick, fixed=fixed, **t: pick("loop")(**t, **fixed), used)
+            assert_near(with_gradients(lambda pick=pick, fixed=fixed, **t: pick("numba")(**t, **fixed), used), expected,
+                        1e-12)
+
+
+def test_forward_mode_is_refused_and_not_zero():
+    x, h = conv_inputs(), norm_inputs()
+    weight, scale = x["weight"], h["weight"]
+    for function, at in ((lambda x: causal_conv1d(x, weight, backend="numba"), x["x"]),
+                         (lambda h: add_rms_norm(h, None, scale, backend="numba")[0], h["h"])):
+        with pytest.raises(VimlearnError, match="'numba' has no forward-mode"):
+            torch.func.jvp(function, (at,), (torch.ones_like(at),))
+
+
+def test_directions_that_do_not_match_are_refused():
+    x = conv_inputs(dtype=torch.float32)
+    with pytest.raises(VimlearnError, match="differ in width"):
+        bidirectional_conv1d(x["x"], x["weight"], x["bias"], x["weight_b"][:, 1:], x["bias_b"])
+    with pytest.raises(VimlearnError, match="only one has a bias"):
+        bidirectional_conv1d(x["x"], x["weight"], x["bias"], x["weight_b"], None)

@@ -1,0 +1,269 @@
+"""PyTorch operators around compiled kernels: one node for `torch.compile` and `torch.export`, gradients of every input.
+
+A kernel module (see `kernels/layout.py`) knows nothing of autograd. Here each of its functions becomes an operator
+registered with `torch.library.custom_op`: what it returns for tensors without data, what it keeps for the backward
+pass, and the backward pass itself, which is an operator too. Every compiler gets the same treatment: `scan_operators`
+and its like are called once by each of `fused_numba.py` and `fused_triton.py`.
+
+An operator cannot return None, so a gradient that does not exist is a tensor without elements until autograd sees it.
+"""
+
+__all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators"]
+
+import torch
+from torch import Tensor
+
+from .errors import VimlearnError
+from .kernels.layout import Conv, Scan
+from .scan import no_autocast
+
+# The fields of `Scan` that are tensors, in the order in which operators take them.
+FIELDS = Scan._fields[:-1]
+
+
+def scan_operators(name: str, kernels, projects: bool):
+    """Register the scan of `kernels` for one and for two directions, and return the functions for both operations.
+
+    kernels: a module with `scan_forward`, `scan_backward`, `starts_shape`; projects: whether it takes a `delta_weight`.
+    Returns (function as `selective_scan_loop`, function as `bidirectional_scan_loop`).
+    """
+    one, two = _one_direction(name, kernels), _two_directions(name, kernels)
+
+    def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
+        """Run the scan as one operator. Arguments as `vimlearn.selective_scan`; returns (out, last state)."""
+        tensors = (u, delta, A, B, C, D, delta_bias, None, z)
+        refuse_forward_mode(name, tensors)
+        out, last, _ = one(*tensors, delta_softplus, reverse, _needs_gradients(tensors))
+        return out, last
+
+    def bidirectional_scan(forward, backward, z=None, delta_softplus=False, scale=1.0):
+        """Run both scans and the gate as one operator. Arguments as `vimlearn.bidirectional_scan`."""
+        if not projects:
+            forward, backward = forward.projected(), backward.projected()
+        tensors = (*forward[:-1], *backward[:-1], z)
+        refuse_forward_mode(name, tensors)
+        return two(*tensors, delta_softplus, scale, _needs_gradients(tensors))[0]
+
+    return selective_scan, bidirectional_scan
+
+
+def _one_direction(name: str, kernels):
+    @torch.library.custom_op(f"vimlearn::scan_{name}", mutates_args=())
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
+             delta_weight: Tensor | None, z: Tensor | None, softplus: bool, reverse: bool,
+             keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return out, the last state, and the states that the backward pass needs (empty without `keep`)."""
+        scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, reverse)]
+        with no_autocast(u):
+            out, lasts, starts = kernels.scan_forward(scans, z, softplus, 1.0, keep)
+        return out, lasts[0], starts[0]
+
+    @scan.register_fake
+    def _(u, delta, A, B, C, D, delta_bias, delta_weight, z, softplus, reverse, keep):
+        return _new(u), A.new_empty(u.shape[0], u.shape[2], A.shape[1]), _new_starts(kernels, u, A, keep)
+
+    @torch.library.custom_op(f"vimlearn::scan_{name}_backward", mutates_args=())
+    def scan_backward(grad_out: Tensor, grad_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+                      B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
+                      z: Tensor | None, softplus: bool, reverse: bool) -> list[Tensor]:
+        """Return the gradients of the tensors from u to z."""
+        scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, reverse)]
+        with no_autocast(u):
+            grads, grad_z = kernels.scan_backward(grad_out, [grad_last], scans, [starts], z, softplus, 1.0)
+        return _present([*grads[0][:-1], grad_z], u)
+
+    @scan_backward.register_fake
+    def _(grad_out, grad_last, starts, u, delta, A, B, C, D, delta_bias, delta_weight, z, softplus, reverse):
+        return [_new(x) if x is not None else u.new_empty(0)
+                for x in (u, delta, A, B, C, D, delta_bias, delta_weight, z)]
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.softplus, ctx.reverse, _ = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*tensors, output[2])
+
+    def backward(ctx, grad_out, grad_last, _):
+        *tensors, starts = ctx.saved_tensors
+        grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
+        grads = scan_backward(grad_out, grad_last, starts, *tensors, ctx.softplus, ctx.reverse)
+        return *_absent_as_none(grads, tensors), None, None, None
+
+    scan.register_autograd(backward, setup_context=setup_context)
+    return scan
+
+
+def _two_directions(name: str, kernels):
+    @torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}", mutates_args=())
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
+             delta_weight: Tensor | None, u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor,
+             D_b: Tensor | None, delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None,
+             softplus: bool, scale: float, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return out, and the states of each direction that the backward pass needs (empty without `keep`)."""
+        scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, False),
+                 Scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_weight_b, True)]
+        with no_autocast(u):
+            out, _, starts = kernels.scan_forward(scans, z, softplus, scale, keep)
+        return out, *starts
+
+    @scan.register_fake
+    def _(*args):
+        u, A, keep = args[0], args[2], args[-1]
+        return _new(u), _new_starts(kernels, u, A, keep), _new_starts(kernels, u, A, keep)
+
+    @torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}_backward", mutates_args=())
+    def scan_backward(grad_out: Tensor, starts: Tensor, starts_b: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+                      B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
+                      u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor, D_b: Tensor | None,
+                      delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None, softplus: bool,
+                      scale: float) -> list[Tensor]:
+        """Return the gradients of the tensors from u to z."""
+        scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, False),
+                 Scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_weight_b, True)]
+        with no_autocast(u):
+            grads, grad_z = kernels.scan_backward(grad_out, [None, None], scans, [starts, starts_b], z, softplus, scale)
+        return _present([*grads[0][:-1], *grads[1][:-1], grad_z], u)
+
+    @scan_backward.register_fake
+    def _(grad_out, starts, starts_b, *args):
+        return [_new(x) if x is not None else grad_out.new_empty(0) for x in args[:-2]]
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.softplus, ctx.scale, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    def backward(ctx, grad_out, *_):
+        *tensors, starts, starts_b = ctx.saved_tensors
+        grads = scan_backward(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
+        return *_absent_as_none(grads, tensors), None, None, None
+
+    scan.register_autograd(backward, setup_context=setup_context)
+    return scan
+
+
+def conv_operators(name: str, kernels):
+    """Register the causal convolution of `kernels` (`conv_forward`, `conv_backward`), in one or several directions.
+
+    Returns a function (x, convs, silu) -> list of outputs, one for each `Conv`.
+    """
+    @torch.library.custom_op(f"vimlearn::conv_{name}", mutates_args=())
+    def conv(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool], silu: bool) -> list[Tensor]:
+        """Return one output a weight; there are as many biases as weights, or none."""
+        with no_autocast(x):
+            return kernels.conv_forward(x, _convs(weights, biases, reverse), silu)
+
+    @conv.register_fake
+    def _(x, weights, biases, reverse, silu):
+        return [_new(x) for _ in weights]
+
+    @torch.library.custom_op(f"vimlearn::conv_{name}_backward", mutates_args=())
+    def conv_backward(grads: list[Tensor], x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
+                      silu: bool) -> list[Tensor]:
+        """Return the gradients of x, of the weights and of the biases, one after the other."""
+        with no_autocast(x):
+            grad_x, of_weights = kernels.conv_backward(grads, x, _convs(weights, biases, reverse), silu)
+        # Small copies: a kernel may cut several tensors from one piece of memory, and an operator must not return such.
+        return [grad_x, *(w.clone() for w, _ in of_weights), *(b.clone() for _, b in of_weights if b is not None)]
+
+    @conv_backward.register_fake
+    def _(grads, x, weights, biases, reverse, silu):
+        return [_new(t) for t in (x, *weights, *biases)]
+
+    def setup_context(ctx, inputs, output):
+        x, weights, biases, ctx.reverse, ctx.silu = inputs
+        ctx.count = len(weights)
+        ctx.save_for_backward(x, *weights, *biases)
+
+    def backward(ctx, grads):
+        x, *rest = ctx.saved_tensors
+        weights, biases = rest[:ctx.count], rest[ctx.count:]
+        grads = [torch.zeros_like(x) if g is None else g for g in grads]
+        grad_x, *rest = conv_backward(grads, x, weights, biases, ctx.reverse, ctx.silu)
+        return grad_x, rest[:ctx.count], rest[ctx.count:], None, None
+
+    conv.register_autograd(backward, setup_context=setup_context)
+
+    def run(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
+        refuse_forward_mode(name, (x, *(t for c in convs for t in c[:2])))
+        biases = [c.bias for c in convs if c.bias is not None]
+        return conv(x, [c.weight for c in convs], biases, [c.reverse for c in convs], silu)
+
+    return run
+
+
+def norm_operators(name: str, kernels):
+    """Register residual add + RMSNorm of `kernels` (`norm_forward`, `norm_backward`).
+
+    Returns a function as `add_rms_norm_loop`.
+    """
+    @torch.library.custom_op(f"vimlearn::norm_{name}", mutates_args=())
+    def norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalised sum, the sum, and one over its root mean square (b, l)."""
+        return kernels.norm_forward(h, residual, weight, eps)
+
+    @norm.register_fake
+    def _(h, residual, weight, eps):
+        wide = torch.float64 if h.dtype == torch.float64 else torch.float32
+        return _new(h), h.new_empty(h.shape, dtype=wide), h.new_empty(h.shape[:2], dtype=wide)
+
+    @torch.library.custom_op(f"vimlearn::norm_{name}_backward", mutates_args=())
+    def norm_backward(grad_y: Tensor | None, grad_sum: Tensor | None, total: Tensor, weight: Tensor,
+                      rstd: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the sum, (b, l, d), and of the weight."""
+        return kernels.norm_backward(grad_y, grad_sum, total, weight, rstd)
+
+    @norm_backward.register_fake
+    def _(grad_y, grad_sum, total, weight, rstd):
+        return _new(total), _new(weight)
+
+    def setup_context(ctx, inputs, output):
+        h, residual, weight, _ = inputs
+        ctx.h_dtype, ctx.residual_dtype = h.dtype, None if residual is None else residual.dtype
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(output[1], weight, output[2])
+
+    def backward(ctx, grad_y, grad_sum, _):
+        total, weight, rstd = ctx.saved_tensors
+        grad, grad_weight = norm_backward(grad_y, grad_sum, total, weight, rstd)
+        grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
+        return grad.to(ctx.h_dtype), grad_residual, grad_weight, None
+
+    norm.register_autograd(backward, setup_context=setup_context)
+
+    def run(h, residual, weight, eps=1e-5):
+        refuse_forward_mode(name, (h, residual, weight))
+        return norm(h, residual, weight, eps)[:2]
+
+    return run
+
+
+def refuse_forward_mode(backend: str, tensors) -> None:
+    """Raise VimlearnError where a tensor has a tangent: an operator without a rule for it would drop it, silently."""
+    if torch.compiler.is_compiling():
+        return
+    if any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise VimlearnError(f"backend {backend!r} has no forward-mode derivatives; use backend='loop'")
+
+
+def _needs_gradients(tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _convs(weights, biases, reverse) -> list[Conv]:
+    return [Conv(*parts) for parts in zip(weights, biases or [None] * len(weights), reverse, strict=True)]
+
+
+def _new(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _new_starts(kernels, u: Tensor, A: Tensor, keep: bool) -> Tensor:
+    return A.new_empty(kernels.starts_shape(u.shape, A.shape[1]) if keep else (0,))
+
+
+def _present(grads, u: Tensor) -> list[Tensor]:
+    return [u.new_empty(0) if g is None else g for g in grads]
+
+
+def _absent_as_none(grads, tensors) -> list[Tensor | None]:
+    return [None if x is None else g for g, x in zip(grads, tensors, strict=True)]
