@@ -30,7 +30,8 @@ import triton.language as tl
 from .triton_common import Rows, exp2, row, sigmoid, step_of, tile
 from .triton_scan_forward import CHUNK, load_A, load_map, per_channel
 
-# Tokens whose states are in registers at once.
+# Tokens whose states are in registers at once: B and C of two tokens are what `fold` makes one of. With 4 the registers
+# are full, and some are spilled.
 TOKENS = tl.constexpr(2)
 
 
@@ -181,7 +182,7 @@ def state_before(s, A, bias, place, real, chunk, rank, whole, units, b, l, e, ch
             first = chunk * CHUNK + unit * TOKENS
             state = advance(s, state, A, bias, first, b, ch, n, N, TOKENS, REVERSE, SOFTPLUS, ASM)
         else:
-            first = chunk * CHUNK + whole * (TOKENS - 1) + unit
+            first = chunk * CHUNK + whole * TOKENS
             state = advance(s, state, A, bias, first, b, ch, n, N, 1, REVERSE, SOFTPLUS, ASM)
     return state
 
@@ -192,7 +193,7 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
                   SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Walk over one segment of `chunks` chunks against the order of one scan.
 
-    The units of a chunk are its whole groups of TOKENS and then, in the last chunk, what is left token by token.
+    The units of a chunk are its whole groups of TOKENS and then, in the last chunk, the token that may be left.
     """
     exists = columns < e
     ch = tl.minimum(columns, e - 1)
@@ -227,11 +228,11 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
                     s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_out, grad_z, sums, first,
                     maps + first * n * 2, b, l, e, ch, exists, scale, n, N, TOKENS, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
             else:
-                first = chunk * CHUNK + whole * (TOKENS - 1) + unit
-                within = maps + first // TOKENS * TOKENS * n * 2 + first % TOKENS * 2
+                # The one token that is left begins a group of its own in `maps`, too.
+                first = chunk * CHUNK + whole * TOKENS
                 h, sums_A, sums_D, sums_bias = backward_group(
                     s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_out, grad_z, sums, first,
-                    within, b, l, e, ch, exists, scale, n, N, 1, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
+                    maps + first * n * 2, b, l, e, ch, exists, scale, n, N, 1, REVERSE, ADD, KEEP, SOFTPLUS, ASM)
     tl.store(s.grad_A + own * n * e + place, sums_A, mask=real)
     if s.grad_D is not None:
         tl.store(s.grad_D + own * e + columns, sums_D, mask=exists)
