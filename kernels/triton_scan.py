@@ -161,7 +161,8 @@ def _gradients(scan: Scan, walk: BackwardWalk) -> Scan:
     l = scan.u.shape[1]
     # (blocks, b, groups, n, TOKENS, 2) -> (2, b, groups, TOKENS, n) -> (2, b, l, n)
     maps = walk.maps.sum(0).permute(4, 0, 1, 3, 2).flatten(2, 3)[:, :, :l]
-    grad_B, grad_C = maps.to(scan.B.dtype).contiguous().unbind()
+    # Two copies, not two views of one tensor: the results of a PyTorch operator must not share memory.
+    grad_B, grad_C = (x.to(scan.B.dtype, copy=True, memory_format=torch.contiguous_format) for x in maps.unbind())
     grad_A = walk.grad_A.sum((0, 1)).T.contiguous()
     grad_D, grad_bias = (None if x is None else x.sum((0, 1)) for x in (walk.grad_D, walk.grad_bias))
     return Scan(walk.grad_u, walk.grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, None, scan.reverse)
