@@ -16,6 +16,7 @@ export JUPYTER_RUNTIME_DIR := $(HOME_HERE)/jupyter-runtime
 export IPYTHONDIR := $(HOME_HERE)/ipython
 export MPLCONFIGDIR := $(HOME_HERE)/matplotlib
 export TRITON_CACHE_DIR := $(HOME_HERE)/triton
+export NUMBA_CACHE_DIR := $(HOME_HERE)/numba
 export TORCHINDUCTOR_CACHE_DIR := $(HOME_HERE)/inductor
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -37,8 +38,9 @@ test: .venv/ready  ## ruff, the tests, and every notebook against its stored out
 train: .venv/ready  ## train the built-in model on the handwritten digits
 	$(BIN)/vimlearn train $(ARGS)
 
-bench: .venv/ready  ## measure speed and memory
-	@echo "Nothing to measure yet: benchmarks/README.md says what is planned."; exit 1
+bench: .venv/ready  ## time the scan and the smallest Vim on this CPU against their peers
+	$(BIN)/python -m pip install -q --no-deps -r benchmarks/peers.txt
+	$(BIN)/python benchmarks/scan_cpu.py $(ARGS)
 
 notebooks: .venv/ready  ## run every notebook again and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(CLEAN) notebooks/*.ipynb

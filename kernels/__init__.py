@@ -1,5 +1,10 @@
-"""Compiled kernels, imported as `vimlearn.kernels`. Empty so far: chapter 04 fills this room.
+"""Compiled kernels, imported as `vimlearn.kernels`. Chapter 04 builds them step by step.
 
-Each module here will be named by its compiler and its operation, as in `numba_scan.py` and `triton_scan.py`. It is
-loaded when its backend is first used, and it knows nothing about networks.
+| compiler | modules    | runs on                                                                            |
+|----------|------------|------------------------------------------------------------------------------------|
+| Numba    | `numba_*`  | any CPU; compiled at first use and kept on disk, no compiler on the machine needed |
+| Triton   | `triton_*` | GPUs of NVIDIA and AMD, on Linux                                                   |
+
+`layout` says which functions each offers. A module is loaded when its backend is first used, and knows nothing about
+networks or autograd: `vimlearn.operators` turns its functions into operators of PyTorch.
 """

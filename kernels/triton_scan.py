@@ -65,6 +65,9 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
         sums = A.new_empty(out.shape) if len(scans) == 2 else None
         last = [A.new_empty(sizes.b, sizes.e, sizes.n) for _ in scans]
         starts = [A.new_empty(starts_shape(u.shape, sizes.n)) if keep else None for _ in scans]
+        for kept in starts if keep else []:
+            # The spares, which no program writes.
+            kept[:, -(-sizes.l // CHUNK.value):] = 0
         walks = [walk_of(scan, start, None, end) for scan, start, end in zip(scans, starts, last, strict=True)]
         if sizes.segments > 1:
             initial = _segment_states(scans, walks, sizes, [None] * len(scans), None, None, softplus, scale)

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: the cases of `triton_cases.py`, there in larger sizes too."""
+"""The Triton kernels and operators on a GPU: the files of cases, there in larger sizes too."""
 
 import pytest
 import torch
@@ -10,3 +10,4 @@ if not torch.cuda.is_available():
                 allow_module_level=True)
 
 from triton_cases import *  # noqa: F403
+from triton_operator_cases import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""The Triton kernels under the interpreter: runs `triton_cases.py` in a process of its own.
+"""The Triton kernels and operators under the interpreter: runs the files of cases in processes of their own.
 
 A kernel that was decorated under the interpreter cannot be compiled any more, so the variable must not be set here.
 """
@@ -14,13 +14,14 @@ import torch
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
 
-def test_cases_under_the_interpreter():
+@pytest.mark.parametrize("cases", ["triton_cases.py", "triton_operator_cases.py"])
+def test_cases_under_the_interpreter(cases):
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU: test_triton_device.py runs the same cases on it")
+        pytest.skip("there is a GPU: test_triton_device.py runs the cases on it")
     here = Path(__file__).parent
     # Interpreted kernels run NumPy, one operation after the other, and gain nothing from threads.
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / "triton_cases.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / cases)]
     run = subprocess.run(command, cwd=here.parents[1], env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert "skipped" not in run.stdout

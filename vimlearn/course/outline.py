@@ -29,7 +29,7 @@ CHAPTERS = (
     Chapter("01", "ssm_discretization", "State spaces in steps", "Foundation"),
     Chapter("02", "selective_scan", "The selective scan", "Foundation"),
     Chapter("03", "parallel_scan", "The parallel scan", "Foundation"),
-    Chapter("04", "fused_kernel", "The fused kernel", "Foundation", "next"),
+    Chapter("04", "fused_kernel", "The fused kernel", "Foundation"),
     Chapter("05", "vim_block", "The Vim block", "Network"),
     Chapter("06", "vision_mamba", "The whole Vision Mamba", "Network"),
     Chapter("07", "imagenet_training", "Training on images", "Network"),
