@@ -67,7 +67,6 @@ class Memory:
         real = self._touch(self.reads, program, addresses, mask)
         rest = self.cells.new_full((), float("nan")) if other is None else torch.as_tensor(other).to(self.cells.dtype)
         values = rest.expand(addresses.shape).clone()
-        values[mask & ~real] = float("nan")
         values[real] = self.cells[addresses[real] + self.origin]
         return values
 
