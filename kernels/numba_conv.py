@@ -245,10 +245,11 @@ def conv_backward(grads: list[Tensor], x: Tensor, convs: list[Conv],
     shares = torch.empty(b * -(-l // PART), len(convs), k + 1, e, dtype=_wide(x))
     _run(conv_backward_task, x, convs, silu, part=PART, grad_x=grad_x.data_ptr(), shares=shares.data_ptr(), rows=[
         {"grad": grad.data_ptr(), "grad_b": grad.stride(0), "grad_l": grad.stride(1)} for grad in grads])
-    # (parts, convs, k + 1, e) -> (convs, k + 1, e). By NumPy: the order of PyTorch's sum changes with its threads.
-    sums = shares.numpy().sum(0)
-    return grad_x, [(torch.from_numpy(np.ascontiguousarray(total[:k].T)).to(conv.weight.dtype),
-                     None if conv.bias is None else torch.from_numpy(total[k]).to(conv.bias.dtype))
+    # (parts, convs, k + 1, e) -> (convs, k + 1, e)
+    sums = shares.sum(0)
+    # Copies, so that no gradient is a view of another's memory.
+    return grad_x, [(total[:k].t().to(conv.weight.dtype, copy=True, memory_format=torch.contiguous_format),
+                     None if conv.bias is None else total[k].to(conv.bias.dtype, copy=True))
                     for conv, total in zip(convs, sums, strict=True)]
 
 

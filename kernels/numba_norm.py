@@ -135,8 +135,8 @@ def norm_backward(grad_y: Tensor | None, grad_residual: Tensor | None, residual:
     _run(norm_backward_task, residual.dtype if grad_y is None else grad_y.dtype, weight.to(residual.dtype), (b, l, d),
          {"grad_y": grad_y, "grad_residual": grad_residual, "residual": residual},
          grad=grad.data_ptr(), shares=shares.data_ptr(), rstd=rstd.data_ptr())
-    # (tasks, d) -> (d,). By NumPy: the order of PyTorch's sum changes with its threads.
-    return grad, torch.from_numpy(shares.numpy().sum(0)).to(weight.dtype)
+    # (tasks, d) -> (d,)
+    return grad, shares.sum(0).to(weight.dtype)
 
 
 @functools.cache

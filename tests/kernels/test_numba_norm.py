@@ -69,8 +69,10 @@ def test_float32_weight_beside_bfloat16_keeps_its_precision():
     tensors = h, residual, torch.randn(70), grad_y, grad_residual
     found, expected = by_kernel(*tensors), by_loop(*tensors)
     assert found["gradient of weight"].dtype == torch.float32
-    assert_near(found, expected, 1e-2)
-    assert_near({"weight": found["gradient of weight"]}, {"weight": expected["gradient of weight"]}, 2e-6)
+    # Rounded once, at the end.
+    assert (found["y"] == expected["y"].bfloat16()).float().mean() > 0.99
+    wide = {name: found[name] for name in ("gradient of the sum", "gradient of weight")}
+    assert_near(wide, {name: expected[name] for name in wide}, 2e-6)
 
 
 def strided(x, how):
