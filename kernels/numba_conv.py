@@ -11,22 +11,21 @@ Backward, the gradient before the activation is needed at k - 1 more tokens than
 there, from the same window, so nothing but x is kept from the forward pass.
 """
 
-__all__ = ["by_rows", "conv_backward", "conv_forward"]
+__all__ = ["conv_backward", "conv_forward"]
 
 import functools
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import register_jitable
 from torch import Tensor
 
 from .layout import Conv
-from .numba_math import PLAIN, F, load, sigmoid, store
-from .numba_runtime import TEAM, apart, compile_kernel, pointer, run, scratch_slots, shift, stack
-from .numba_scan import TYPES
-from .numba_scan_parts import LANES, direction
+from .numba_math import PLAIN, F, sigmoid
+from .numba_rows import LANES, by_rows, move_row, read_row
+from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
+from .numba_scan import DIRECTIONS, TYPES
+from .numba_scan_parts import direction
 
 # Tokens whose window, gradients and results together fit the first cache.
 SEGMENT = 32
@@ -38,51 +37,6 @@ DIRECTION = np.dtype([(name, np.int64) for name in ("weight", "bias", "reverse",
 CONV_ARGS = np.dtype([*TEAM, *((name, np.int64) for name in (
     "l", "e", "k", "directions", "silu", "part", "parts", "blocks", "scratch", "scratch_size", "x", "x_b", "x_l",
     "grad_x", "shares")), ("first", DIRECTION), ("second", DIRECTION)])
-
-
-@intrinsic
-def _copy(typingctx, source, target):
-    """Copy LANES numbers between arrays of one type: all are loaded, then stored, so they become vectors for certain.
-
-    The compiler turns a loop that only copies into LANES single moves, before it thinks of vectors.
-    """
-    def generate(context, builder, signature, args):
-        size = context.get_abi_sizeof(args[0].type.pointee)
-        vector = ir.VectorType(args[0].type.pointee, LANES).as_pointer()
-        numbers = builder.load(builder.bitcast(args[0], vector), align=size)
-        builder.store(numbers, builder.bitcast(args[1], vector), align=size)
-        return context.get_dummy_value()
-    return types.void(source, target), generate
-
-
-def _move_full(source, target):
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_move_full, jit_options=PLAIN)
-def _move_full_overload(source, target):
-    def convert(source, target):
-        for c in range(LANES):
-            store(target, c, load(source, c))
-    return (lambda source, target: _copy(source, target)) if source == target else convert
-
-
-@register_jitable(**PLAIN)
-def _move(source, target, width):
-    """Write the first `width` of LANES numbers of the source to the target, in the type of its numbers."""
-    if width == LANES:
-        _move_full(source, target)
-    else:
-        for c in range(width):
-            store(target, c, load(source, c))
-
-
-@register_jitable(**PLAIN)
-def _read(source, row, width):
-    """Write `width` numbers of the source to row (LANES,), and 0 behind them."""
-    _move(source, row, width)
-    for c in range(width, LANES):
-        row[c] = F(0)
 
 
 @register_jitable(**PLAIN)
@@ -100,12 +54,12 @@ def conv_forward_task(args, slot, task, storage, wide):
         _read_weight(args, conv, wide, channel, width, weight, turned, bias)
         lead, out = k - 1 if conv.reverse else 0, pointer(conv.out, storage)
         for row in range(count):
-            _move(bias, y, LANES)
+            move_row(bias, y, LANES)
             _add_taps(shift(window, (lead + row) * LANES), weight, k, y)
             if args.silu:
                 for c in range(LANES):
                     y[c] *= sigmoid(y[c])
-            _move(y, shift(out, (i * args.l + start + row) * args.e + channel), width)
+            move_row(y, shift(out, (i * args.l + start + row) * args.e + channel), width)
 
 
 @register_jitable(**PLAIN)
@@ -128,7 +82,7 @@ def conv_backward_task(args, slot, task, storage, wide):
                               window, gx, shift(sums, number * (k + 1) * LANES))
         for row in range(count):
             at = (i * args.l + start + row) * args.e + channel
-            _move(shift(gx, row * LANES), shift(pointer(args.grad_x, storage), at), width)
+            move_row(shift(gx, row * LANES), shift(pointer(args.grad_x, storage), at), width)
     for number in range(args.directions):
         share = (i * args.parts + task % args.parts) * args.directions + number
         _write_sums(args, direction(args, number), wide, share, channel, width, shift(sums, number * (k + 1) * LANES))
@@ -140,7 +94,7 @@ def _write_sums(args, conv, wide, share, channel, width, sums):
     shares = apart(shift(pointer(args.shares, wide), share * (args.k + 1) * args.e + channel))
     for row in range(args.k + 1):
         target = args.k - 1 - row if conv.reverse and row < args.k else row
-        _move(shift(sums, row * LANES), shift(shares, target * args.e), width)
+        move_row(shift(sums, row * LANES), shift(shares, target * args.e), width)
 
 
 @register_jitable(**PLAIN)
@@ -155,14 +109,14 @@ def _segment_backward(args, conv, storage, wide, i, start, count, channel, width
     for row in range(count + k - 1):
         t = start - lead + row
         inside = 0 <= t < args.l
-        _read(shift(grad, i * conv.grad_b + t * conv.grad_l + channel), g, width if inside else 0)
+        read_row(shift(grad, i * conv.grad_b + t * conv.grad_l + channel), g, width if inside else 0)
         if args.silu and inside:
-            _move(bias, pre, LANES)
+            move_row(bias, pre, LANES)
             _add_taps(shift(window, row * LANES), weight, k, pre)
             for c in range(LANES):
                 s = sigmoid(pre[c])
                 g[c] *= s * (F(1) + pre[c] * (F(1) - s))
-        _move(g, shift(gp, row * LANES), LANES)
+        move_row(g, shift(gp, row * LANES), LANES)
         # Of the others, the part counts that they belong to.
         if lead <= row < lead + count:
             _add_products(g, shift(window, row * LANES), k, sums)
@@ -185,7 +139,7 @@ def _read_window(args, storage, i, start, count, channel, width, window):
     for row in range(count + 2 * before):
         t = start - before + row
         inside = 0 <= t < args.l
-        _read(shift(x, i * args.x_b + t * args.x_l + channel), shift(window, row * LANES), width if inside else 0)
+        read_row(shift(x, i * args.x_b + t * args.x_l + channel), shift(window, row * LANES), width if inside else 0)
 
 
 @register_jitable(**PLAIN)
@@ -194,9 +148,9 @@ def _read_weight(args, conv, wide, channel, width, weight, turned, bias):
     memory = apart(pointer(conv.weight, wide))
     for j in range(args.k):
         row = shift(weight, j * LANES)
-        _read(shift(memory, (args.k - 1 - j if conv.reverse else j) * args.e + channel), row, width)
-        _move(row, shift(turned, (args.k - 1 - j) * LANES), LANES)
-    _read(shift(pointer(conv.bias, wide), channel), bias, width if conv.bias != 0 else 0)
+        read_row(shift(memory, (args.k - 1 - j if conv.reverse else j) * args.e + channel), row, width)
+        move_row(row, shift(turned, (args.k - 1 - j) * LANES), LANES)
+    read_row(shift(pointer(conv.bias, wide), channel), bias, width if conv.bias != 0 else 0)
 
 
 @register_jitable(**PLAIN)
@@ -253,11 +207,6 @@ def conv_backward(grads: list[Tensor], x: Tensor, convs: list[Conv],
                     for conv, total in zip(convs, sums, strict=True)]
 
 
-def by_rows(x: Tensor) -> Tensor:
-    """Return x, or a copy of it if the numbers of a row do not lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -276,16 +225,11 @@ def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part:
     parts, blocks, size = -(-l // part), -(-e // LANES), (8 * k + 4 * SEGMENT) * LANES
     threads = scratch_slots(b * parts * blocks)
     scratch = torch.empty(threads * size, dtype=_wide(x))
-    args = np.zeros((), CONV_ARGS)
-    _fill(args, tasks=b * parts * blocks, l=l, e=e, k=k, directions=len(convs), silu=silu, part=part, parts=parts,
-          blocks=blocks, scratch=scratch.data_ptr(), scratch_size=size, x=x.data_ptr(), x_b=x.stride(0),
-          x_l=x.stride(1), **fields)
-    for name, conv, weight, bias, row in zip(("first", "second"), convs, weights, biases, rows, strict=False):
-        _fill(args[name], weight=weight.data_ptr(), bias=0 if bias is None else bias.data_ptr(), reverse=conv.reverse,
-              **row)
-    run(_kernel(task, x.dtype), args, threads)
-
-
-def _fill(record: np.ndarray, **fields: int) -> None:
-    for name, value in fields.items():
-        record[name] = value
+    values = {"tasks": b * parts * blocks, "l": l, "e": e, "k": k, "directions": len(convs), "silu": silu, "part": part,
+              "parts": parts, "blocks": blocks, "scratch": scratch.data_ptr(), "scratch_size": size, "x": x.data_ptr(),
+              "x_b": x.stride(0), "x_l": x.stride(1), **fields}
+    for direction, conv, weight, bias, row in zip(DIRECTIONS, convs, weights, biases, rows, strict=False):
+        of_conv = {"weight": weight.data_ptr(), "bias": 0 if bias is None else bias.data_ptr(),
+                   "reverse": conv.reverse, **row}
+        values |= {direction + name: value for name, value in of_conv.items()}
+    run(_kernel(task, x.dtype), pack(CONV_ARGS, values), threads)

@@ -20,9 +20,9 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
-from .numba_conv import by_rows
 from .numba_math import PLAIN, SUMS, F, load, store
-from .numba_runtime import TEAM, apart, compile_kernel, pointer, run, scratch_slots, shift
+from .numba_rows import by_rows
+from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift
 from .numba_scan import TYPES
 
 # Tokens of a task.
@@ -148,11 +148,9 @@ def _run(task, dtype: torch.dtype, weight: Tensor, shape: tuple[int, int, int], 
          **fields: int | float) -> None:
     """Run the task for all tokens of a tensor (b, l, d), on the tensors `strided` and what else `fields` hold."""
     b, l, d = shape
-    weight, args = weight.contiguous(), np.zeros((), NORM_ARGS)
+    weight, tasks = weight.contiguous(), -(-b * l // ROWS)
     strided = {name: by_rows(tensor) for name, tensor in strided.items() if tensor is not None}
     for name, tensor in strided.items():
         fields |= {name: tensor.data_ptr(), name + "_b": tensor.stride(0), name + "_l": tensor.stride(1)}
-    tasks = -(-b * l // ROWS)
-    for name, value in {"tasks": tasks, "rows": b * l, "l": l, "d": d, "weight": weight.data_ptr(), **fields}.items():
-        args[name] = value
-    run(_kernel(task, dtype), args, scratch_slots(tasks))
+    values = {"tasks": tasks, "rows": b * l, "l": l, "d": d, "weight": weight.data_ptr(), **fields}
+    run(_kernel(task, dtype), pack(NORM_ARGS, values), scratch_slots(tasks))

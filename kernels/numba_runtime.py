@@ -11,13 +11,14 @@ with PyTorch's, and its workqueue layer aborts when two Python threads call at o
 - In a forked child it runs on one thread (see `forks`).
 """
 
-__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "from_half", "pointer", "run", "scratch_slots",
-           "shift", "stack", "to_half"]
+__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "from_half", "pack", "pointer", "run",
+           "scratch_slots", "shift", "stack", "to_half"]
 
 import ctypes
 import functools
 import hashlib
 import os
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,9 +157,27 @@ def scratch_slots(tasks: int) -> int:
     return 1 if in_forked_child() else max(1, min(torch.get_num_threads(), tasks))
 
 
-def run(kernel, args: np.ndarray, threads: int) -> None:
-    """Let `threads` threads run `kernel` on the record `args` until its tasks are done."""
-    address, call = args.ctypes.data, _callable(kernel.address)
+@functools.cache
+def _layout(record: np.dtype) -> tuple[struct.Struct, tuple[str, ...]]:
+    """Return the packing of a record and the names of its numbers; those of a record inside one are "outer.inner"."""
+    names, codes = [], []
+    for name, (kind, _) in record.fields.items():
+        inner = [(name, kind)] if kind.fields is None else [(f"{name}.{n}", k) for n, (k, _) in kind.fields.items()]
+        names += [n for n, _ in inner]
+        codes += [k.char for _, k in inner]
+    return struct.Struct("=" + "".join("d" if code == "d" else "q" for code in codes)), tuple(names)
+
+
+def pack(record: np.dtype, values: dict[str, int | float]) -> bytearray:
+    """Return a record with the given numbers in its fields and 0 in all others. Much faster than field by field."""
+    packing, names = _layout(record)
+    assert values.keys() <= set(names), f"unknown fields: {values.keys() - set(names)}"
+    return bytearray(packing.pack(*[values.get(name, 0) for name in names]))
+
+
+def run(kernel, args: bytearray, threads: int) -> None:
+    """Let `threads` threads run `kernel` on a packed record until its tasks are done."""
+    address, call = ctypes.addressof(ctypes.c_char.from_buffer(args)), _callable(kernel.address)
     if threads == 1 or in_forked_child():
         call(address)
     elif (parallel := _openmp_of_torch()) is not None:

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from .layout import Scan
-from .numba_runtime import compile_kernel, run, scratch_slots
+from .numba_rows import LANES, by_rows
+from .numba_runtime import compile_kernel, pack, run, scratch_slots
 from .numba_scan_backward import backward_scratch, scan_backward_task
 from .numba_scan_forward import forward_scratch, scan_forward_task
-from .numba_scan_parts import CHUNK, LANES, SCAN_ARGS
+from .numba_scan_parts import CHUNK, SCAN_ARGS
 
 # dtype of a tensor -> type of its numbers in memory, type of states and sums
 TYPES = {torch.float32: (np.float32, np.float32), torch.float64: (np.float64, np.float64),
          torch.bfloat16: (np.uint16, np.float32), torch.float16: (np.int16, np.float32)}
+# How the fields of the two directions begin in a record.
+DIRECTIONS = ("first.", "second.")
 
 
 def starts_shape(shape: tuple[int, int, int], n: int) -> tuple[int, int, int, int]:
@@ -37,13 +40,13 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
     lasts = [scan.A.new_empty(b, e, n) for scan in scans]
     starts = [scan.A.new_empty(starts_shape((b, l, e), n) if keep else 0) for scan in scans]
     call = _Call(scans, z, softplus, scale)
-    call.put(call.args, "out", out)
-    for record, last, kept in zip(call.records, lasts, starts, strict=True):
-        call.put(record, "last", last)
+    call.put("out", out)
+    for direction, last, kept in zip(DIRECTIONS, lasts, starts, strict=False):
+        call.put(direction + "last", last)
         if keep:
             # The spares, which no task writes.
             kept[-(-l // CHUNK):] = 0
-            call.put(record, "starts", kept)
+            call.put(direction + "starts", kept)
     call.run(scan_forward_task, forward_scratch)
     return out, lasts, starts
 
@@ -56,16 +59,16 @@ def scan_backward(grad_out: Tensor, grad_lasts: list[Tensor | None], scans: list
     kept. Gradients have the dtype of their tensors, and are None where there is no tensor.
     """
     call = _Call(scans, z, softplus, scale)
-    call.put(call.args, "grad_out", grad_out, strided=True)
+    call.put("grad_out", grad_out, strided=True)
     grad_z = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-    call.put(call.args, "grad_z", grad_z)
+    call.put("grad_z", grad_z)
     shares = []
-    for record, scan, kept, grad_last in zip(call.records, scans, starts, grad_lasts, strict=True):
-        call.put(record, "starts", kept)
-        call.put(record, "grad_last", grad_last)
+    for direction, scan, kept, grad_last in zip(DIRECTIONS, scans, starts, grad_lasts, strict=False):
+        call.put(direction + "starts", kept)
+        call.put(direction + "grad_last", grad_last)
         shares.append(_shares(scan))
         for name, tensor in shares[-1].items():
-            call.put(record, name, tensor)
+            call.put(direction + name, tensor)
     call.run(scan_backward_task, backward_scratch)
     return [_sum_shares(scan, share) for scan, share in zip(scans, shares, strict=True)], grad_z
 
@@ -103,41 +106,36 @@ def _kernel(task, dtype: torch.dtype):
 
 
 class _Call:
-    """The record of one call, and the tensors that have to live until it is done."""
+    """The numbers of one call's record, and the tensors that have to live until it is done."""
 
     def __init__(self, scans: list[Scan], z: Tensor | None, softplus: bool, scale: float):
-        self.args, self.alive, self.dtype = np.zeros((), SCAN_ARGS), [], scans[0].u.dtype
-        self.records = [self.args[name] for name, _ in zip(("first", "second"), scans, strict=False)]
-        weight = scans[0].delta_weight
-        sizes = {"n": scans[0].A.shape[1], "r": 0 if weight is None else weight.shape[1]}
-        self.sizes = dict(zip("ble", scans[0].u.shape, strict=True)) | sizes
-        for name, value in self.sizes.items():
-            self.args[name] = value
-        self.args["directions"], self.args["softplus"], self.args["scale"] = len(scans), softplus, scale
-        self.put(self.args, "z", z, strided=True)
-        for record, scan in zip(self.records, scans, strict=True):
-            record["reverse"] = scan.reverse
+        weight, self.dtype, self.alive = scans[0].delta_weight, scans[0].u.dtype, []
+        (self.b, self.l, self.e), self.n = scans[0].u.shape, scans[0].A.shape[1]
+        self.r = 0 if weight is None else weight.shape[1]
+        self.values = {"b": self.b, "l": self.l, "e": self.e, "n": self.n, "r": self.r, "directions": len(scans),
+                       "softplus": softplus, "scale": scale}
+        self.put("z", z, strided=True)
+        for direction, scan in zip(DIRECTIONS, scans, strict=False):
+            self.values[direction + "reverse"] = scan.reverse
             for name in ("u", "delta", "B", "C"):
-                self.put(record, name, getattr(scan, name), strided=True)
+                self.put(direction + name, getattr(scan, name), strided=True)
             for name in ("A", "D", "delta_bias", "delta_weight"):
-                self.put(record, name, getattr(scan, name))
+                self.put(direction + name, getattr(scan, name))
 
-    def put(self, record, name: str, tensor: Tensor | None, strided: bool = False) -> None:
-        """Write the address of a tensor, and with `strided` its strides; its last size must lie side by side."""
+    def put(self, name: str, tensor: Tensor | None, strided: bool = False) -> None:
+        """Note the address of a tensor, and with `strided` its strides; its last size must lie side by side."""
         if tensor is None:
             return
-        if not strided or tensor.stride(-1) != 1:
-            tensor = tensor.contiguous()
+        tensor = by_rows(tensor) if strided else tensor.contiguous()
         self.alive.append(tensor)
-        record[name] = tensor.data_ptr()
+        self.values[name] = tensor.data_ptr()
         if strided:
-            record[name + "_b"], record[name + "_l"] = tensor.stride(0), tensor.stride(1)
+            self.values[name + "_b"], self.values[name + "_l"], _ = tensor.stride()
 
     def run(self, task, scratch_size) -> None:
         """Compile if need be, and run the task for all sequences and blocks of channels."""
-        tasks, size = self.sizes["b"] * _blocks(self.sizes["e"]), scratch_size(*(self.sizes[k] for k in "lnr"))
+        tasks, size = self.b * _blocks(self.e), scratch_size(self.l, self.n, self.r)
         threads = scratch_slots(tasks)
         scratch = torch.empty(threads * size, dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
-        self.args["tasks"], self.args["scratch_size"] = tasks, size
-        self.put(self.args, "scratch", scratch)
-        run(_kernel(task, self.dtype), self.args, threads)
+        self.values |= {"tasks": tasks, "scratch": scratch.data_ptr(), "scratch_size": size}
+        run(_kernel(task, self.dtype), pack(SCAN_ARGS, self.values), threads)

@@ -15,8 +15,9 @@ __all__ = ["backward_scratch", "scan_backward_task"]
 from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
+from .numba_rows import LANES, move_row, read_row
 from .numba_runtime import apart, pointer, shift, stack
-from .numba_scan_parts import CHUNK, GAP, LANES, direction, read_parameters, read_row, read_step, token_at, write_row
+from .numba_scan_parts import CHUNK, GAP, direction, read_parameters, read_step, token_at
 
 # Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y.
 ROWS = 4
@@ -112,8 +113,8 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
         for c in range(LANES):
             slope[c] = softplus_slope(d[c])
             d[c] = softplus(d[c])
-    read_row(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel, width, u)
-    read_row(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel, width, grad_y)
+    read_row(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel), u, width)
+    read_row(shift(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel), grad_y, width)
     for c in range(LANES):
         x[c] = u[c] * d[c]
         total[c] = u[c] * D[c]
@@ -132,7 +133,7 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
             total[c] += s[after + c] * Ck
         k += 1
     if args.z != 0:
-        read_row(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel, width, z)
+        read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), z, width)
         for c in range(LANES):
             y[c] += total[c]
             grad_y[c] *= z[c] * sigmoid(z[c])
@@ -186,8 +187,8 @@ def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, 
         grad_D[c] += grad_y[c] * u[c]
         grad_bias[c] += grad_d[c]
     at = (i * args.l + t) * args.e + channel
-    write_row(pointer(scan.grad_u, storage), at, width, grad_x)
-    write_row(pointer(scan.grad_delta, storage), at, width, grad_d)
+    move_row(grad_x, shift(pointer(scan.grad_u, storage), at), width)
+    move_row(grad_d, shift(pointer(scan.grad_delta, storage), at), width)
 
 
 @register_jitable(**SUMS)
@@ -242,11 +243,12 @@ def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, g
 def _gate_backward(args, storage, wide, i, channel, width, y):
     """Write the gradient of z from y, the sum of all directions: scale grad_out y silu'(z)."""
     gate, grad = stack(LANES, wide), stack(LANES, wide)
+    z, grad_out = pointer(args.z, storage), pointer(args.grad_out, storage)
     for t in range(args.l):
         row = t * LANES
-        read_row(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel, width, gate)
-        read_row(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel, width, grad)
+        read_row(shift(z, i * args.z_b + t * args.z_l + channel), gate, width)
+        read_row(shift(grad_out, i * args.grad_out_b + t * args.grad_out_l + channel), grad, width)
         for c in range(LANES):
             half = sigmoid(gate[c])
             grad[c] *= y[row + c] * wide(args.scale) * (half + gate[c] * half * (wide(1) - half))
-        write_row(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel, width, grad)
+        move_row(grad, shift(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel), width)

@@ -10,8 +10,9 @@ __all__ = ["forward_scratch", "four_states", "scan_forward_task"]
 from numba.extending import register_jitable
 
 from .numba_math import PLAIN, decay, exp2, load, sigmoid, softplus
+from .numba_rows import LANES, move_row, read_row
 from .numba_runtime import apart, pointer, shift, stack
-from .numba_scan_parts import CHUNK, GAP, LANES, direction, read_parameters, read_row, read_step, token_at, write_row
+from .numba_scan_parts import CHUNK, GAP, direction, read_parameters, read_step, token_at
 
 
 def forward_scratch(l: int, n: int, r: int) -> int:
@@ -54,7 +55,7 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
         if args.softplus:
             for c in range(LANES):
                 d[c] = softplus(d[c])
-        read_row(u, i * scan.u_b + t * scan.u_l + channel, width, x)
+        read_row(shift(u, i * scan.u_b + t * scan.u_l + channel), x, width)
         for c in range(LANES):
             total[c] = y[t * LANES + c] + D[c] * x[c]
             x[c] *= d[c]
@@ -108,9 +109,9 @@ def _gate(args, storage, wide, i, channel, width, y):
     for t in range(args.l):
         row, at = t * LANES, i * args.z_b + t * args.z_l + channel
         if args.z != 0:
-            read_row(z, at, width, gate)
+            read_row(shift(z, at), gate, width)
             for c in range(LANES):
                 y[row + c] *= gate[c] * sigmoid(gate[c])
         for c in range(LANES):
             y[row + c] *= scale
-        write_row(out, (i * args.l + t) * args.e + channel, width, shift(y, row))
+        move_row(shift(y, row), shift(out, (i * args.l + t) * args.e + channel), width)

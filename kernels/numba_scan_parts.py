@@ -4,16 +4,15 @@ A task is one sequence and LANES channels that lie side by side in memory. Every
 The compiler knows their number, and makes straight vector code of the loop.
 """
 
-__all__ = ["CHUNK", "GAP", "LANES", "SCAN_ARGS", "direction", "read_parameters", "read_row", "read_step", "token_at",
-           "write_row"]
+__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "read_parameters", "read_step", "token_at"]
 
 import numpy as np
 from numba.extending import register_jitable
 
-from .numba_math import LOG2E, PLAIN, F, load, store
-from .numba_runtime import TEAM, pointer
+from .numba_math import LOG2E, PLAIN, load
+from .numba_rows import LANES, read_row
+from .numba_runtime import TEAM, pointer, shift
 
-LANES = 64
 # Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
 CHUNK = 16
 # Unused numbers between arrays whose sizes are powers of two: without them the same places of all arrays would compete
@@ -71,7 +70,7 @@ def read_step(scan, r, storage, i, t, channel, width, weight, bias, d):
     """Put delta + bias of token t, the step before the softplus, into d (LANES,)."""
     delta, at = pointer(scan.delta, storage), i * scan.delta_b + t * scan.delta_l
     if r == 0:
-        read_row(delta, at + channel, width, d)
+        read_row(shift(delta, at + channel), d, width)
         for c in range(LANES):
             d[c] += bias[c]
     else:
@@ -81,28 +80,3 @@ def read_step(scan, r, storage, i, t, channel, width, weight, bias, d):
             x = load(delta, at + k)
             for c in range(LANES):
                 d[c] += x * weight[k * LANES + c]
-
-
-@register_jitable(**PLAIN)
-def read_row(memory, at, width, row):
-    """Read `width` numbers into row (LANES,), 0 behind them. A full row is a case of its own, of known length."""
-    if width == LANES:
-        for c in range(LANES):
-            row[c] = load(memory, at + c)
-    else:
-        for c in range(width):
-            row[c] = load(memory, at + c)
-        for c in range(width, LANES):
-            # Not left as it was: sums over LANES must not meet a NaN.
-            row[c] = F(0)
-
-
-@register_jitable(**PLAIN)
-def write_row(memory, at, width, row):
-    """Write the first `width` numbers of row (LANES,) to memory."""
-    if width == LANES:
-        for c in range(LANES):
-            store(memory, at + c, row[c])
-    else:
-        for c in range(width):
-            store(memory, at + c, row[c])

@@ -19,8 +19,9 @@ def add_rms_norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float 
                  backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Add h to the residual stream and RMS-normalise the sum (Zhang and Sennrich 2019; Vim paper, Algorithm 1).
 
-    Arguments: h (b, l, d); residual (b, l, d), float32 or float64, or None for the first block; weight (d,), dtype of h
-    or float32; eps is added to the mean square; backend as in `vimlearn.selective_scan`, without "parallel".
+    Arguments: h (b, l, d); residual (b, l, d), float32, or float64 beside a float64 h, or None for the first block;
+    weight (d,), dtype of h or float32; eps is added to the mean square; backend as in `vimlearn.selective_scan`,
+    without "parallel".
     Returns (normalised (b, l, d) in the dtype of h, new residual (b, l, d)).
     Raises VimlearnError where shapes, dtypes or devices do not fit.
     """
@@ -52,9 +53,14 @@ def _add(h: Tensor, residual: Tensor | None) -> Tensor:
 def _check(h: Tensor, residual: Tensor | None, weight: Tensor) -> None:
     check_input("h", h)
     check_weight("weight", weight, h, ("d",))
-    if residual is not None and (residual.shape != h.shape or residual.device != h.device):
+    if residual is None:
+        return
+    if residual.shape != h.shape or residual.device != h.device:
         raise VimlearnError(f"the residual has shape {tuple(residual.shape)} on {residual.device}; expected that of h, "
                             f"{tuple(h.shape)} on {h.device}")
+    if residual.dtype != state_dtype(h.dtype):
+        raise VimlearnError(f"the residual has dtype {residual.dtype}; expected {state_dtype(h.dtype)} beside an h of "
+                            f"dtype {h.dtype}")
 
 
 class RMSNorm(nn.Module):

@@ -6,12 +6,16 @@ pass, and the backward pass itself, which is an operator too. Every compiler get
 and its like are called once by each of `fused_numba.py` and `fused_triton.py`.
 
 An operator cannot return None, so a gradient that does not exist is a tensor without elements until autograd sees it.
+
+Dispatching an operator with twenty tensors takes longer than the scan of a short sequence. So where nothing could
+notice the difference, in eager mode and without gradients, the function of the kernel module is called directly.
 """
 
 __all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators"]
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .errors import VimlearnError
 from .kernels.layout import Conv, Scan
@@ -32,6 +36,11 @@ def scan_operators(name: str, kernels, projects: bool):
     def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
         """Run the scan as one operator. Arguments as `vimlearn.selective_scan`; returns (out, last state)."""
         tensors = (u, delta, A, B, C, D, delta_bias, None, z)
+        if _unobserved(tensors):
+            scans = [Scan(u, delta, A, B, C, D, delta_bias, None, reverse)]
+            with no_autocast(u):
+                out, lasts, _ = kernels.scan_forward(scans, z, delta_softplus, 1.0, False)
+            return out, lasts[0]
         refuse_forward_mode(name, tensors)
         out, last, _ = one(*tensors, delta_softplus, reverse, _needs_gradients(tensors))
         return out, last
@@ -41,6 +50,9 @@ def scan_operators(name: str, kernels, projects: bool):
         if not projects:
             forward, backward = forward.projected(), backward.projected()
         tensors = (*forward[:-1], *backward[:-1], z)
+        if _unobserved(tensors):
+            with no_autocast(forward.u):
+                return kernels.scan_forward([forward, backward], z, delta_softplus, scale, False)[0]
         refuse_forward_mode(name, tensors)
         return two(*tensors, delta_softplus, scale, _needs_gradients(tensors))[0]
 
@@ -184,7 +196,11 @@ def conv_operators(name: str, kernels):
     conv.register_autograd(backward, setup_context=setup_context)
 
     def run(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
-        refuse_forward_mode(name, (x, *(t for c in convs for t in c[:2])))
+        tensors = (x, *(t for c in convs for t in c[:2]))
+        if _unobserved(tensors):
+            with no_autocast(x):
+                return kernels.conv_forward(x, convs, silu)
+        refuse_forward_mode(name, tensors)
         biases = [c.bias for c in convs if c.bias is not None]
         return conv(x, [c.weight for c in convs], biases, [c.reverse for c in convs], silu)
 
@@ -231,6 +247,8 @@ def norm_operators(name: str, kernels):
     norm.register_autograd(backward, setup_context=setup_context)
 
     def run(h, residual, weight, eps=1e-5):
+        if _unobserved((h, residual, weight)):
+            return kernels.norm_forward(h, residual, weight, eps)[:2]
         refuse_forward_mode(name, (h, residual, weight))
         return norm(h, residual, weight, eps)[:2]
 
@@ -243,6 +261,21 @@ def refuse_forward_mode(backend: str, tensors) -> None:
         return
     if any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise VimlearnError(f"backend {backend!r} has no forward-mode derivatives; use backend='loop'")
+
+
+def _unobserved(tensors) -> bool:
+    """Return whether nothing would notice if a kernel ran outside an operator.
+
+    Who would: autograd, compilation, tracing, transforms of functions, modes that see every operator (fake tensors,
+    counters of operations), subclasses of tensors, tensors without data, and tangents.
+    """
+    if torch.compiler.is_compiling() or _needs_gradients(tensors):
+        return False
+    return (all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type in ("cpu", "cuda"))
+                for t in tensors)
+            and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
+            and not is_in_torch_dispatch_mode() and torch.autograd.forward_ad._current_level < 0
+            and not torch.overrides._get_current_function_mode_stack())
 
 
 def _needs_gradients(tensors) -> bool:

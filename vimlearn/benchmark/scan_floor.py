@@ -14,9 +14,10 @@ import torch
 from numba.extending import register_jitable
 
 from ..kernels.numba_math import PLAIN
-from ..kernels.numba_runtime import TEAM, apart, compile_kernel, pointer, run, scratch_slots, shift, stack
+from ..kernels.numba_rows import LANES
+from ..kernels.numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
 from ..kernels.numba_scan_forward import four_states
-from ..kernels.numba_scan_parts import GAP, LANES
+from ..kernels.numba_scan_parts import GAP
 
 ARGS = np.dtype([*TEAM, *((name, np.int64) for name in ("l", "n", "scratch", "scratch_size"))])
 
@@ -54,9 +55,8 @@ def scan_floor(b: int, l: int, e: int, n: int) -> None:
 
     e is taken as a multiple of LANES and n as one of 4. Source: design of `kernels/numba_scan_forward.py`.
     """
-    args, tasks = np.zeros((), ARGS), b * e // LANES
+    tasks = b * e // LANES
     threads, size = scratch_slots(tasks), 2 * (n * LANES + GAP) + n
     scratch = torch.empty(threads * size)
-    args["tasks"], args["l"], args["n"] = tasks, l, n
-    args["scratch"], args["scratch_size"] = scratch.data_ptr(), size
-    run(_kernel(), args, threads)
+    run(_kernel(), pack(ARGS, {"tasks": tasks, "l": l, "n": n, "scratch": scratch.data_ptr(), "scratch_size": size}),
+        threads)
