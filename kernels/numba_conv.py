@@ -228,8 +228,8 @@ def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part:
     values = {"tasks": b * parts * blocks, "l": l, "e": e, "k": k, "directions": len(convs), "silu": silu, "part": part,
               "parts": parts, "blocks": blocks, "scratch": scratch.data_ptr(), "scratch_size": size, "x": x.data_ptr(),
               "x_b": x.stride(0), "x_l": x.stride(1), **fields}
-    for direction, conv, weight, bias, row in zip(DIRECTIONS, convs, weights, biases, rows, strict=False):
+    for prefix, conv, weight, bias, row in zip(DIRECTIONS, convs, weights, biases, rows, strict=False):
         of_conv = {"weight": weight.data_ptr(), "bias": 0 if bias is None else bias.data_ptr(),
                    "reverse": conv.reverse, **row}
-        values |= {direction + name: value for name, value in of_conv.items()}
+        values |= {prefix + name: value for name, value in of_conv.items()}
     run(_kernel(task, x.dtype), pack(CONV_ARGS, values), threads)

@@ -68,7 +68,7 @@ def _store(memory, i, x):
 
 
 def decay(t):
-    """Return 2^t for t <= 0."""
+    """Return 2^t for -126 <= t <= 0."""
     raise NotImplementedError("compiled code only")
 
 
@@ -91,7 +91,7 @@ def _power(t):
 def _decay(t):
     if t == types.float64:
         return lambda t: math.exp(t * LN2)
-    return lambda t: _power(F(-126) if F(-126) > t else t)
+    return lambda t: _power(t)
 
 
 @overload(exp2, jit_options=PLAIN)

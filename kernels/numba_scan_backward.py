@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
 from .numba_rows import LANES, move_row, read_row
 from .numba_runtime import apart, pointer, shift, stack
-from .numba_scan_parts import CHUNK, GAP, direction, read_parameters, read_step, token_at
+from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
 
 # Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y.
 ROWS = 4
@@ -59,7 +59,8 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
     A2, weight = apart(shift(y, rest + 2 * per_token)), apart(shift(y, rest + 3 * per_token))
     bias, D = stack(LANES, wide), stack(LANES, wide)
     grad_D, grad_bias = stack(LANES, wide), stack(LANES, wide)
-    grows = read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D)
+    longest = stack(LANES, wide)
+    read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
     for k in range(n):
         for c in range(LANES):
             grad_A[k * LANES + c] = wide(0)
@@ -74,7 +75,7 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
         _read_start(args, scan, wide, i, chunk, channel, width, states)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
-            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, grows,
+            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, longest,
                            shift(y, t * LANES), shift(rows, j * ROWS * LANES), shift(states, j * per_token),
                            shift(decays, j * per_token))
         for j in range(count - 1, -1, -1):
@@ -100,7 +101,7 @@ def _read_start(args, scan, wide, i, chunk, channel, width, s):
 
 
 @register_jitable(**PLAIN)
-def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, grows,
+def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, longest,
                    y, rows, s, a):
     """Do token t as in the forward pass; keep the states before (s) and after it (behind s), its decays and rows."""
     n = args.n
@@ -120,8 +121,9 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
         total[c] = u[c] * D[c]
         grad_y[c] *= wide(args.scale)
     B, C = pointer(scan.B, storage), pointer(scan.C, storage)
-    at_B, at_C, k = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l, 0
-    while k + 4 <= n and not grows:
+    at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
+    tame, k = is_tame(d, longest), 0
+    while k + 4 <= n and tame:
         _four_states_again(shift(s, k * LANES), shift(s, (n + k) * LANES + GAP), shift(a, k * LANES),
                            shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
         k += 4
@@ -141,7 +143,7 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
 
 @register_jitable(**PLAIN)
 def _four_states_again(before, after, a, A2, d, x, total, B, C):
-    """Do four states of one token, where no decay is above 1."""
+    """Do four states of one token, where the steps are tame."""
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):

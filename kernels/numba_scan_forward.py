@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 from .numba_math import PLAIN, decay, exp2, load, sigmoid, softplus
 from .numba_rows import LANES, move_row, read_row
 from .numba_runtime import apart, pointer, shift, stack
-from .numba_scan_parts import CHUNK, GAP, direction, read_parameters, read_step, token_at
+from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
 
 
 def forward_scratch(l: int, n: int, r: int) -> int:
@@ -42,7 +42,8 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
     weight = apart(shift(y, (l + 2 * n) * LANES + 2 * GAP))
     bias, D, d, x, total = (stack(LANES, wide), stack(LANES, wide), stack(LANES, wide), stack(LANES, wide),
                             stack(LANES, wide))
-    grows = read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D)
+    longest = stack(LANES, wide)
+    read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
     u, B, C = pointer(scan.u, storage), pointer(scan.B, storage), pointer(scan.C, storage)
     for k in range(n * LANES):
         s[k] = wide(0)
@@ -60,8 +61,8 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
             total[c] = y[t * LANES + c] + D[c] * x[c]
             x[c] *= d[c]
         at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
-        k = 0
-        while k + 4 <= n and not grows:
+        tame, k = is_tame(d, longest), 0
+        while k + 4 <= n and tame:
             four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
             k += 4
         while k < n:
@@ -83,7 +84,7 @@ def _one_state(s, A2, d, x, total, B, C):
 
 @register_jitable(**PLAIN)
 def four_states(s, A2, d, x, total, B, C):
-    """Do the same for four states at once, where no decay is above 1: d, x and the total are read once for all."""
+    """Do the same for four states at once, where the steps are tame: d, x and the total are read once for all."""
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):

@@ -4,7 +4,7 @@ A task is one sequence and LANES channels that lie side by side in memory. Every
 The compiler knows their number, and makes straight vector code of the loop.
 """
 
-__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "read_parameters", "read_step", "token_at"]
+__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "read_parameters", "read_step", "token_at"]
 
 import numpy as np
 from numba.extending import register_jitable
@@ -18,6 +18,8 @@ CHUNK = 16
 # Unused numbers between arrays whose sizes are powers of two: without them the same places of all arrays would compete
 # for the same lines of the cache.
 GAP = 80
+# Steps longer than this are left to the careful code, whatever A.
+MAX_STEP = 1e4
 
 # Addresses (0: there is no such tensor), and strides in numbers: _b between sequences, _l between tokens.
 DIRECTION = np.dtype([(name, np.int64) for name in (
@@ -43,18 +45,22 @@ def token_at(step, length, reverse):
 
 
 @register_jitable(**PLAIN)
-def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D):
+def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest):
     """Read what does not change from token to token, for `width` channels from `channel` on; the rest becomes 0.
 
-    Writes A2 = A log2(e) (n, LANES), the rows of the step's projection (r, LANES), bias and D (LANES,).
-    Returns whether a decay can be above 1: with a positive A, or with a step that may be negative.
+    Writes A2 = A log2(e) (n, LANES), the rows of the step's projection (r, LANES), bias and D (LANES,), and `longest`
+    (LANES,): up to this step all exponents lie between -126 and 0, which `decay` can do. It is negative where a decay
+    can be above 1: with a positive A, or with steps that may be negative.
     """
-    A, grows = pointer(scan.A, wide), args.softplus == 0
+    A = pointer(scan.A, wide)
+    for c in range(LANES):
+        longest[c] = wide(MAX_STEP) if args.softplus else wide(-1)
     for k in range(args.n):
         for c in range(LANES):
-            a = A[(channel + c) * args.n + k] if c < width else wide(0)
-            A2[k * LANES + c] = a * wide(LOG2E)
-            grows |= a > wide(0)
+            a = (A[(channel + c) * args.n + k] if c < width else wide(0)) * wide(LOG2E)
+            A2[k * LANES + c] = a
+            bound = wide(-1) if a > wide(0) else wide(MAX_STEP) if a * wide(MAX_STEP) > wide(-126) else wide(-126) / a
+            longest[c] = min(longest[c], bound)
     for c in range(LANES):
         bias[c] = pointer(scan.delta_bias, wide)[channel + c] if scan.delta_bias != 0 and c < width else wide(0)
         D[c] = pointer(scan.D, wide)[channel + c] if scan.D != 0 and c < width else wide(0)
@@ -62,7 +68,15 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
         for c in range(LANES):
             at = (channel + c) * args.r + k
             weight[k * LANES + c] = load(pointer(scan.delta_weight, storage), at) if c < width else wide(0)
-    return grows
+
+
+@register_jitable(**PLAIN)
+def is_tame(d, longest):
+    """Return whether no step of the row d is longer than `longest`. A NaN is tame: it comes out as NaN."""
+    beyond = 0
+    for c in range(LANES):
+        beyond += d[c] > longest[c]
+    return beyond == 0
 
 
 @register_jitable(**PLAIN)
@@ -76,7 +90,16 @@ def read_step(scan, r, storage, i, t, channel, width, weight, bias, d):
     else:
         for c in range(LANES):
             d[c] = bias[c]
-        for k in range(r):
+        k = 0
+        while k + 4 <= r:
+            x0, x1 = load(delta, at + k), load(delta, at + k + 1)
+            x2, x3 = load(delta, at + k + 2), load(delta, at + k + 3)
+            rows = shift(weight, k * LANES)
+            for c in range(LANES):
+                d[c] += (x0 * rows[c] + x1 * rows[c + LANES]) + (x2 * rows[c + 2 * LANES] + x3 * rows[c + 3 * LANES])
+            k += 4
+        while k < r:
             x = load(delta, at + k)
             for c in range(LANES):
                 d[c] += x * weight[k * LANES + c]
+            k += 1

@@ -271,10 +271,12 @@ def _unobserved(tensors) -> bool:
     """
     if torch.compiler.is_compiling() or _needs_gradients(tensors):
         return False
-    return (all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type in ("cpu", "cuda"))
-                for t in tensors)
-            and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
-            and not is_in_torch_dispatch_mode() and torch.autograd.forward_ad._current_level < 0
+    for x in tensors:
+        if x is not None and type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return False
+    return (tensors[0].device.type in ("cpu", "cuda") and not torch.jit.is_tracing()
+            and not torch._C._are_functorch_transforms_active() and not is_in_torch_dispatch_mode()
+            and torch.autograd.forward_ad._current_level < 0
             and not torch.overrides._get_current_function_mode_stack())
 
 

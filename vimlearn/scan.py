@@ -92,7 +92,9 @@ def recurrence_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, r
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Return a context in which autocast leaves the operations on the device of x alone."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def prepare(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool):

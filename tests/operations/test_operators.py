@@ -124,3 +124,38 @@ def test_directions_that_do_not_match_are_refused():
         bidirectional_conv1d(x["x"], x["weight"], x["bias"], x["weight_b"][:, 1:], x["bias_b"])
     with pytest.raises(VimlearnError, match="only one has a bias"):
         bidirectional_conv1d(x["x"], x["weight"], x["bias"], x["weight_b"], None)
+
+
+def test_whoever_observes_operators_sees_one():
+    """Without an observer the kernel is called directly; a mode or a trace must still see the operator."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from vimlearn import selective_scan
+
+    seen = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    u, A = torch.randn(1, 5, 6), -torch.rand(6, 2)
+    x, h = conv_inputs(dtype=torch.float32), norm_inputs(dtype=torch.float32)
+
+    def all_three(u):
+        y = selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba")
+        return y, both("numba")(**x)[0], norm("numba")(**h)[0]
+
+    plain = all_three(u)
+    with Names():
+        observed = all_three(u)
+    assert all(torch.equal(a, b) for a, b in zip(plain, observed, strict=True))
+    wanted = ("vimlearn.scan_numba", "vimlearn.conv_numba", "vimlearn.norm_numba")
+    assert all(any(name in s for s in seen) for name in wanted), seen
+    traced = make_fx(lambda u: selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba"))(u)
+    assert "vimlearn.scan_numba" in traced.code
+    other = torch.randn(1, 5, 6)
+    assert torch.equal(traced(other), all_three(other)[0])
+    script = torch.jit.trace(lambda u: selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba"), u)
+    assert torch.equal(script(other), all_three(other)[0])
