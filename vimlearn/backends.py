@@ -68,6 +68,8 @@ class Operation:
 
     name: str
     _backends: dict[str, _Backend] = field(default_factory=dict)
+    # What `available` found for a type of device.
+    _devices: dict[str, list[str]] = field(default_factory=dict)
 
     def register(self, backend: str, load: Callable[[], Callable], *, devices: tuple[str, ...] | None = None,
                  dtypes: tuple[torch.dtype, ...] | None = None, by_name_on: tuple[str, ...] = (),
@@ -81,10 +83,13 @@ class Operation:
         at = [name for name, _ in items].index(before) if before else len(items)
         items.insert(at, (check_backend(backend), _Backend(load, devices, dtypes, by_name_on)))
         self._backends = dict(items)
+        self._devices = {}
 
     def available(self, device: torch.device) -> list[str]:
         """Return the names of the backends that run on `device`, in the order in which `auto` tries them."""
-        return [name for name, b in self._backends.items() if b.runs_on(device)]
+        if device.type not in self._devices:
+            self._devices[device.type] = [name for name, b in self._backends.items() if b.runs_on(device)]
+        return self._devices[device.type]
 
     def backend_or_auto(self, backend: str, device: torch.device) -> str:
         """Return `backend` where this operation has it for `device`, else "auto".

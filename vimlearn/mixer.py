@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bidirectional import Scan, bidirectional_scan
+from .bidirectional import BIDIRECTIONAL
 from .checks import state_dtype
-from .conv import CONV, bidirectional_conv1d, causal_conv1d
+from .conv import CONV
 from .errors import VimlearnError
-from .scan import selective_scan
+from .kernels.layout import Conv, Scan
+from .scan import SCAN
 
 
 class Direction(NamedTuple):
@@ -102,17 +103,18 @@ class BidirectionalMixer(nn.Module):
             raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}")
         # (b, l, e) each
         x, z = self.in_proj(h).chunk(2, dim=-1)
-        backend = CONV.backend_or_auto(self.backend, x.device)
-        taps = [(d.conv.weight.squeeze(1), d.conv.bias) for d in self.directions()]
-        if not self.bidirectional:
-            u = causal_conv1d(x, *taps[0], activation="silu", backend=backend)
-            scan = self.scan_inputs(u, self.directions()[0]).projected()
-            y = selective_scan(*scan[:6], z, delta_bias=scan.delta_bias, delta_softplus=True, backend=self.backend)
+        directions = self.directions()
+        # The operations without their checks: here the shapes fit by construction.
+        convolve = CONV.choose(CONV.backend_or_auto(self.backend, x.device), x.device, x.dtype)
+        convs = [Conv(d.conv.weight.squeeze(1), d.conv.bias, reverse=i == 1) for i, d in enumerate(directions)]
+        scans = [self.scan_inputs(u, d) for u, d in zip(convolve(x, convs, True), directions, strict=True)]
+        if self.bidirectional:
+            scan = BIDIRECTIONAL.choose(self.backend, x.device, x.dtype)
+            scale = 0.5 if self.halve_directions else 1.0
+            y = scan(scans[0], scans[1]._replace(reverse=True), z, True, scale)
         else:
-            u = bidirectional_conv1d(x, *taps[0], *taps[1], activation="silu", backend=backend)
-            forward, backward = map(self.scan_inputs, u, self.directions())
-            y = bidirectional_scan(forward, backward, z, delta_softplus=True,
-                                   scale=0.5 if self.halve_directions else 1.0, backend=self.backend)
+            u, delta, A, B, C, D, delta_bias, *_ = scans[0].projected()
+            y, _ = SCAN.choose(self.backend, x.device, x.dtype)(u, delta, A, B, C, D, z, delta_bias, True, False)
         return self.out_proj(y)
 
     def scan_inputs(self, u: Tensor, direction: Direction) -> Scan:
