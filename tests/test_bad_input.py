@@ -163,6 +163,13 @@ def test_auto_goes_on_to_the_next_backend_with_a_warning():
         assert operation.choose("auto", torch.device("cpu")) == "loop"
 
 
+def test_a_mixer_refuses_no_tokens_and_no_images():
+    mixer = BidirectionalMixer(8)
+    for shape in ((1, 0, 8), (0, 4, 8)):
+        with pytest.raises(VimlearnError, match="not empty"):
+            mixer(T(*shape))
+
+
 def test_a_network_takes_a_backend_that_only_one_operation_has():
     model = VisionMamba(img_size=8, patch_size=8, num_classes=3, embed_dim=16, depth=1, backend="parallel")
     assert model(T(1, 3, 8, 8)).shape == (1, 3)

@@ -99,8 +99,8 @@ class BidirectionalMixer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the mixed tokens, (b, l, d), for the normalised tokens h, (b, l, d)."""
-        if h.dim() != 3 or h.shape[-1] != self.d_model:
-            raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}")
+        if h.dim() != 3 or h.shape[-1] != self.d_model or 0 in h.shape:
+            raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}, not empty")
         # (b, l, e) each
         x, z = self.in_proj(h).chunk(2, dim=-1)
         directions = self.directions()
