@@ -163,6 +163,12 @@ def test_auto_goes_on_to_the_next_backend_with_a_warning():
         assert operation.choose("auto", torch.device("cpu")) == "loop"
 
 
+def test_the_residual_has_the_dtype_of_sums():
+    for h, residual in ((T(1, 2, 3), T(1, 2, 3).double()), (T(1, 2, 3).bfloat16(), T(1, 2, 3).bfloat16())):
+        with pytest.raises(VimlearnError, match="the residual has dtype .*; expected torch.float32"):
+            add_rms_norm(h, residual, T(3))
+
+
 def test_a_mixer_refuses_no_tokens_and_no_images():
     mixer = BidirectionalMixer(8)
     for shape in ((1, 0, 8), (0, 4, 8)):

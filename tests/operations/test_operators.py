@@ -159,3 +159,17 @@ def test_whoever_observes_operators_sees_one():
     assert torch.equal(traced(other), all_three(other)[0])
     script = torch.jit.trace(lambda u: selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba"), u)
     assert torch.equal(script(other), all_three(other)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_are_rounded_as_pytorch_rounds_them(dtype):
+    """A convolution of one tap is a product, which has to come out to the last bit, in ties and beyond the range too."""
+    x = torch.randn(1, 50, 200, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.linspace(-9, 6, 200)
+    x[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    x = x.to(dtype)
+    # 1 + 2^-8 and 1 + 2^-11 are ties of bfloat16 and float16 for x a power of two.
+    weight = torch.tensor([1 + 2.0**-8, 1 + 2.0**-11, 0.3, -7.77, 1e4]).repeat(40).unsqueeze(1)
+    found = causal_conv1d(x, weight, backend="numba")
+    expected = (x.float() * weight.squeeze(1)).to(dtype)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(1.0), expected.nan_to_num(1.0))
