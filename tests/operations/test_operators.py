@@ -163,7 +163,7 @@ def test_whoever_observes_operators_sees_one():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_numbers_are_rounded_as_pytorch_rounds_them(dtype):
-    """A convolution of one tap is a product, which has to come out to the last bit, in ties and beyond the range too."""
+    """A convolution of one tap is a product. It has to come out to the last bit, in ties and beyond the range too."""
     x = torch.randn(1, 50, 200, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.linspace(-9, 6, 200)
     x[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
     x = x.to(dtype)
