@@ -165,7 +165,7 @@ def test_auto_goes_on_to_the_next_backend_with_a_warning():
 
 def test_the_residual_has_the_dtype_of_sums():
     for h, residual in ((T(1, 2, 3), T(1, 2, 3).double()), (T(1, 2, 3).bfloat16(), T(1, 2, 3).bfloat16())):
-        with pytest.raises(VimlearnError, match="the residual has dtype .*; expected torch.float32"):
+        with pytest.raises(VimlearnError, match=r"the residual has dtype .*; expected torch\.float32"):
             add_rms_norm(h, residual, T(3))
 
 
