@@ -170,6 +170,22 @@ def test_memory_for_the_backward_pass_is_linear_and_holds_no_states_of_single_to
     assert max(kept) <= 512 * 16, f"largest kept tensor: {max(kept)} numbers"
 
 
+@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("backend", FAST)
+def test_long_steps_and_growing_states_have_the_right_values(backend, n):
+    """Decays far below the smallest number, steps of any length side by side, and states that grow."""
+    tensors = scan_inputs(l=40, e=70, n=n, dtype=torch.float32)
+    tensors["delta"][:, ::3] *= 60
+    tensors["A"] *= 16
+    tensors["A"][::5] = 0.02
+    wide = with_gradients(run("loop"), {name: x.double() for name, x in tensors.items()})
+    assert_near(with_gradients(run(backend), tensors), wide, 1e-4)
+    # Without the softplus steps may be negative, and a decaying state grows.
+    tensors["delta"], tensors["delta_bias"] = tensors["delta"].clamp(-0.01, 0.01), torch.zeros(70)
+    wide = with_gradients(run("loop", softplus=False), {name: x.double() for name, x in tensors.items()})
+    assert_near(with_gradients(run(backend, softplus=False), tensors), wide, 1e-4)
+
+
 def test_extreme_steps_stay_finite():
     """Steps of +-120 before the softplus neither overflow nor become NaN, forward and backward."""
     tensors = scan_inputs(l=50, dtype=torch.float32)
