@@ -43,3 +43,12 @@ def assert_near(found, expected, limit):
         error = ((got.double() - value.double()).abs().max() / value.double().abs().max().clamp(min=1e-30)).item()
         # `not <=` and not `>`: NaN must fail
         assert error <= limit, f"{name}: relative error {error:.2e}, limit {limit:.0e}"
+
+
+def strided(x, how):
+    """Return a tensor with the values of x that lies in memory in another way."""
+    if how == "slice":
+        return torch.cat((x, x, x), -1)[..., x.shape[-1]:2 * x.shape[-1]]
+    order = {"tokens outside": (1, 0, 2), "channels outside": (2, 0, 1)}[how]
+    back = [order.index(i) for i in range(3)]
+    return x.permute(order).contiguous().permute(back)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_near
+from helpers import assert_near, strided
 from vimlearn.kernels.layout import Conv
 from vimlearn.kernels.numba_conv import PART, SEGMENT, conv_backward, conv_forward
 
@@ -85,15 +85,6 @@ def test_large_numbers_reach_the_ends_of_the_silu():
     """
     x, convs, grads = inputs(l=65, dtype=torch.float32)
     assert_near(by_kernel(1000 * x, convs, grads), by_loop(1000 * x, convs, grads), 1e-4)
-
-
-def strided(x, how):
-    """Return a tensor with the values of x that lies in memory in another way."""
-    if how == "slice":
-        return torch.cat((x, x, x), -1)[..., x.shape[-1]:2 * x.shape[-1]]
-    order = {"tokens outside": (1, 0, 2), "channels outside": (2, 0, 1)}[how]
-    back = [order.index(i) for i in range(3)]
-    return x.permute(order).contiguous().permute(back)
 
 
 @pytest.mark.parametrize("how", ["slice", "tokens outside", "channels outside"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_near
+from helpers import assert_near, strided
 from vimlearn.kernels.numba_norm import ROWS, norm_backward, norm_forward
 
 from vimlearn.norm import add_rms_norm_loop
@@ -73,15 +73,6 @@ def test_float32_weight_beside_bfloat16_keeps_its_precision():
     assert (found["y"] == expected["y"].bfloat16()).float().mean() > 0.99
     wide = {name: found[name] for name in ("gradient of the sum", "gradient of weight")}
     assert_near(wide, {name: expected[name] for name in wide}, 2e-6)
-
-
-def strided(x, how):
-    """Return a tensor with the values of x that lies in memory in another way."""
-    if how == "slice":
-        return torch.cat((x, x, x), -1)[..., x.shape[-1]:2 * x.shape[-1]]
-    order = {"tokens outside": (1, 0, 2), "channels outside": (2, 0, 1)}[how]
-    back = [order.index(i) for i in range(3)]
-    return x.permute(order).contiguous().permute(back)
 
 
 @pytest.mark.parametrize("how", ["slice", "tokens outside", "channels outside"])
