@@ -49,18 +49,18 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
     """Read what does not change from token to token, for `width` channels from `channel` on; the rest becomes 0.
 
     Writes A2 = A log2(e) (n, LANES), the rows of the step's projection (r, LANES), bias and D (LANES,), and `longest`
-    (LANES,): up to this step all exponents lie between -126 and 0, which `decay` can do. It is negative where a decay
-    can be above 1: with a positive A, or with steps that may be negative.
+    (LANES,): up to this step all exponents lie between -126 and 0, which `decay` can do. It is -inf where a decay can
+    be above 1: with a positive A, or with steps that may be negative.
     """
     A = pointer(scan.A, wide)
     for c in range(LANES):
-        longest[c] = wide(MAX_STEP) if args.softplus else wide(-1)
+        longest[c] = wide(MAX_STEP) if args.softplus else wide(-np.inf)
     for k in range(args.n):
         for c in range(LANES):
             a = (A[(channel + c) * args.n + k] if c < width else wide(0)) * wide(LOG2E)
             A2[k * LANES + c] = a
-            bound = wide(-1) if a > wide(0) else wide(MAX_STEP) if a * wide(MAX_STEP) > wide(-126) else wide(-126) / a
-            longest[c] = min(longest[c], bound)
+            bound = wide(MAX_STEP) if a * wide(MAX_STEP) > wide(-126) else wide(-126) / a
+            longest[c] = wide(-np.inf) if a > wide(0) else min(longest[c], bound)
     for c in range(LANES):
         bias[c] = pointer(scan.delta_bias, wide)[channel + c] if scan.delta_bias != 0 and c < width else wide(0)
         D[c] = pointer(scan.D, wide)[channel + c] if scan.D != 0 and c < width else wide(0)

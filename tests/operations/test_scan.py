@@ -186,6 +186,14 @@ def test_long_steps_and_growing_states_have_the_right_values(backend, n):
     assert_near(with_gradients(run(backend, softplus=False), tensors), wide, 1e-4)
 
 
+def test_a_decay_beyond_the_range_gives_no_number():
+    """A negative step, which only comes without the softplus, can make a decay that no float32 holds."""
+    tensors = scan_inputs(l=2, e=70, n=8, dtype=torch.float32, D=None, z=None, delta_bias=None)
+    tensors["delta"], tensors["A"] = torch.full((2, 2, 70), -2.0), torch.full((70, 8), -60.0)
+    for backend in ("loop", "numba"):
+        assert not run(backend, softplus=False)(**tensors)[1].isfinite().any()
+
+
 def test_extreme_steps_stay_finite():
     """Steps of +-120 before the softplus neither overflow nor become NaN, forward and backward."""
     tensors = scan_inputs(l=50, dtype=torch.float32)
