@@ -1,4 +1,4 @@
-"""The command line: `vimlearn train | eval | progress`, also as `python -m vimlearn.cli`.
+"""The command line: `vimlearn train | eval | progress | fetch`, also as `python -m vimlearn.cli`.
 
 What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
 """
@@ -26,6 +26,7 @@ Vision Mamba: train it, test it, and see how far you are in the course.
   vimlearn train      train a network; without options, the built-in one on handwritten digits
   vimlearn eval       accuracy of a trained network, from its checkpoint
   vimlearn progress   which exercises of the course you have solved
+  vimlearn fetch      download a published set of images: cifar10 or imagenette
 
   vimlearn COMMAND --help   every option of a command
   vimlearn --version        the version
@@ -173,7 +174,20 @@ def _progress(args: list[str]) -> None:
     print(report())
 
 
-COMMANDS = {"train": _train, "eval": _evaluate, "progress": _progress}
+def _fetch(args: list[str]) -> None:
+    """Download a published set of images, check it, and write it as FOLDER/{train,val}/CLASS/IMAGE.
+
+    cifar10: CIFAR-10, 170 MB to download. imagenette: Imagenette2-320, 342 MB.
+
+    A download that broke off is taken up where it was. A set that is there already is left alone.
+    """
+    from .fetch import FetchOptions, fetch_dataset
+
+    options = _parse(FetchOptions, "fetch", _fetch.__doc__, args, ["output", "url", "quiet"])
+    fetch_dataset(**vars(options))
+
+
+COMMANDS = {"train": _train, "eval": _evaluate, "progress": _progress, "fetch": _fetch}
 
 
 def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):
