@@ -9,7 +9,6 @@ of them (where the class token stands, whether directions are halved) leave no t
 __all__ = ["LoadReport", "load_checkpoint", "load_model", "save_checkpoint"]
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -19,11 +18,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .download import fetch
 from .errors import VimlearnError
+from .files import write_safetensors
 from .position import class_token_index, resize_position_embedding
 from .vim import VisionMamba
 
@@ -103,21 +102,10 @@ def save_checkpoint(model: VisionMamba, path: str | os.PathLike, metadata: dict[
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, VisionMamba):
         raise VimlearnError(f"the model is a {type(model).__name__}; expected a vimlearn.VisionMamba")
-    path = Path(path)
     # The backend belongs to the machine and not to the weights.
     settings = {name: value for name, value in model.config.items() if name != "backend"}
     strings = {"format": "pt", CONFIG_KEY: json.dumps(settings), **{k: str(v) for k, v in (metadata or {}).items()}}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    aside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, strings)
-        os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise VimlearnError(f"cannot write {path}: {error}; an earlier file of that name is untouched") from error
-    return path
+    return write_safetensors(path, model.state_dict(), strings)
 
 
 def read_checkpoint(path: str | os.PathLike, weights: str = "model") -> tuple[dict[str, Tensor], dict]:

@@ -10,7 +10,9 @@ import contextlib
 import inspect
 import io
 import itertools
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -50,7 +52,7 @@ class EvalOptions:
 def main(args: list[str] | None = None) -> int:
     """Run the command that `args` (by default those of the process) name, and return its exit code.
 
-    0: done. 2: bad input. 130: stopped by Ctrl-C.
+    0: done. 2: bad input. 128 + n: stopped by signal n; 130 is Ctrl-C.
     """
     args = sys.argv[1:] if args is None else list(args)
     try:
@@ -60,7 +62,7 @@ def main(args: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         print(f"vimlearn: {stop or 'stopped'}", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "signal", signal.SIGINT)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -80,10 +82,14 @@ def _dispatch(args: list[str]) -> int:
 def _train(args: list[str]) -> None:
     """Train a network and write log, options and weights into a folder.
 
-    --config FILE.yaml takes options from a file, in the groups below. The command line goes over the file, and the file
-    over the defaults. The defaults printed here are those of the file where one is named.
+    --config FILE.yaml takes options from a file, in the groups below; --config NAME takes one that comes along:
+    {recipes}. The command line goes over the file, and the file over the defaults. The defaults printed here are those
+    of the file where one is named.
+
+    On several GPUs: torchrun --nproc-per-node COUNT -m vimlearn.cli train ..., or accelerate launch. The batch size is
+    that of all processes together, so the run is the same.
     """
-    from .training.options import Options, known_options, read_yaml
+    from .training.options import Options, find_recipe, known_options, read_yaml, recipe_names
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--config", action="append")
@@ -93,21 +99,23 @@ def _train(args: list[str]) -> None:
         raise VimlearnError("--config needs the name of a YAML file") from error
     if len(found.config or []) > 1:
         raise VimlearnError(f"--config is given {len(found.config)} times; expected one file")
-    start = read_yaml(found.config[0]) if found.config else Options()
-    options = _parse(Options, "train", _train.__doc__, args, ["config", *known_options()], start)
+    start = read_yaml(find_recipe(found.config[0])) if found.config else Options()
+    description = inspect.cleandoc(_train.__doc__).format(recipes=", ".join(recipe_names()))
+    options = _parse(Options, "train", description, args, ["config", *known_options()], start)
 
-    from .data import load_dataset
-    from .evaluate import nearest_neighbour
     from .training import train
 
     result = train(options)
+    if int(os.environ.get("RANK", 0)):
+        return
     print(_accuracy_line(result.heldout, "held-out accuracy"))
-    print(f"  {nearest_neighbour(*load_dataset(options.data.dataset)):8.2%}  1-nearest neighbour on the same split, "
-          "which learns nothing")
     if options.data.dataset == "digits":
+        from .data import digits
+        from .evaluate import nearest_neighbour
+        print(f"  {nearest_neighbour(*digits()):8.2%}  1-nearest neighbour on the same split, which learns nothing")
         print(NEIGHBOUR_NOTE)
     if result.folder:
-        print(f"written to {result.folder}: log.csv, options.yaml, model.safetensors (after the last epoch)\n"
+        print(f"written to {result.folder}: log.csv, options.yaml, model.safetensors (after the last epoch), states\n"
               f"vimlearn eval --checkpoint {result.folder / 'model.safetensors'} gives the same accuracy")
 
 

@@ -2,26 +2,32 @@
 
 __all__ = ["Evaluation", "evaluate", "nearest_neighbour"]
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from .data import ImageSet
 from .errors import VimlearnError
+from .sources import Images, Shards, Unreadable
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a network says about a set of images.
 
-    logits: (b, classes), on the CPU. labels: (b,), the true classes. classes: their names.
+    logits: (b, classes), on the CPU. labels: (b,), the true classes. classes: their names. unreadable: a line for each
+    image that could not be decoded and is left out.
     """
 
     logits: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def predictions(self) -> Tensor:
@@ -51,8 +57,15 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 256) -> Evaluation:
+def evaluate(model: nn.Module, data: ImageSet | Images | Shards, batch_size: int = 256, *,
+             transform: Callable | None = None, workers: int = 0, rank: int = 0, processes: int = 1) -> Evaluation:
     """Run `model` over `data` in evaluation mode, on the device of its parameters; its mode is put back afterwards.
+
+    Arguments
+        data: images in memory, by number, or from shards.
+        transform: from a stored image to (in_chans, H, W); None where the images are that already.
+        workers: processes that read images; 0 reads them here.
+        rank, processes: where several processes share the work, this one and how many; each gets the whole result.
 
     Raises VimlearnError where the set is empty, or where the number of classes or the images do not fit the model.
     """
@@ -60,14 +73,58 @@ def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 256) -> Evaluat
         raise VimlearnError("there are no images to evaluate; expected at least one")
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
+    found = []
     try:
-        logits = torch.cat([model(images.to(device)).float().cpu() for images in data.images.split(batch_size)])
+        for images, labels, unreadable in _batches(data, transform, batch_size, workers, rank, processes):
+            logits = model(images.to(device)).float().cpu() if len(labels) else None
+            found.append((logits, labels, unreadable))
     finally:
         model.train(was_training)
+    if processes > 1:
+        from accelerate.utils import gather_object
+        found = gather_object(found)
+    unreadable = tuple(itertools.chain.from_iterable(part[2] for part in found))
+    found = [part for part in found if part[0] is not None]
+    if not found:
+        raise VimlearnError(f"none of the {len(data)} images can be read; the first: {unreadable[0]}")
+    logits, labels = (torch.cat([part[i] for part in found]) for i in (0, 1))
     if logits.shape[1] != len(data.classes):
         raise VimlearnError(f"the model tells {logits.shape[1]} classes apart and the data has {len(data.classes)}; "
                             "evaluate on the data it was trained for, or call reset_classifier and train")
-    return Evaluation(logits, data.labels, data.classes)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(data.classes):
+        raise VimlearnError(f"the labels run from {labels.min()} to {labels.max()} and there are {len(data.classes)} "
+                            "classes; expected labels from 0")
+    return Evaluation(logits, labels, data.classes, unreadable)
+
+
+def _batches(data, transform, batch_size, workers, rank, processes) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Yield (images, labels, what was unreadable) of the share of one process."""
+    if isinstance(data, Shards):
+        chosen = data.share(rank, processes)
+        chosen.transform = transform
+    else:
+        chosen = _Chosen(data, range(rank * len(data) // processes, (rank + 1) * len(data) // processes), transform)
+    for items in DataLoader(chosen, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator()):
+        good = [item for item in items if not isinstance(item, str)]
+        images = torch.stack([image for image, _ in good]) if good else None
+        yield images, torch.tensor([int(label) for _, label in good]), [item for item in items if isinstance(item, str)]
+
+
+class _Chosen(Dataset):
+    """Some images of a set: (image, label), or a line of text for one that cannot be read."""
+
+    def __init__(self, data, numbers: range, transform: Callable | None):
+        self.data, self.numbers, self.transform = data, numbers, transform
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int):
+        try:
+            image, label = self.data[self.numbers[i]]
+        except Unreadable as error:
+            return str(error)
+        return image if self.transform is None else self.transform(image), label
 
 
 def nearest_neighbour(training: ImageSet, heldout: ImageSet) -> float:

@@ -5,7 +5,8 @@
 """
 
 from .engine import Result, train
-from .options import Data, Network, Options, Recipe, Run
+from .interrupt import Stopped
+from .options import Augment, Data, Network, Options, Recipe, Run
 from .record import read_log
 
-__all__ = ["Data", "Network", "Options", "Recipe", "Result", "Run", "read_log", "train"]
+__all__ = ["Augment", "Data", "Network", "Options", "Recipe", "Result", "Run", "Stopped", "read_log", "train"]

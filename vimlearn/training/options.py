@@ -10,7 +10,8 @@ On the command line an option is `--lr 1e-3`, without its group; so no name may 
 field is what `vimlearn train --help` prints.
 """
 
-__all__ = ["GROUPS", "Data", "Network", "Options", "Recipe", "Run", "known_options", "read_yaml", "write_yaml"]
+__all__ = ["GROUPS", "Augment", "Data", "Network", "Options", "Recipe", "Run", "find_recipe", "known_options",
+           "read_yaml", "recipe_names", "write_yaml"]
 
 import dataclasses
 import math
@@ -31,7 +32,8 @@ class Network:
     """The network. Image size, colours and classes come from the data."""
 
     model: str = "vim"
-    """Name of the network: vim, a VisionMamba with the settings below."""
+    """Name of the network. vim: a VisionMamba with the settings below. deit: timm's VisionTransformer of that width
+    and depth, with the class token first and heads of 64 channels (32 where the width is below 192)."""
     patch_size: int = 4
     """Side of a patch, pixels."""
     stride: int | None = 2
@@ -53,7 +55,10 @@ class Network:
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, probability; it grows linearly from 0 in the first."""
     backend: str = "auto"
-    """How the scan is computed: auto, loop, parallel. It changes speed, not results beyond rounding."""
+    """How the scan is computed: auto, or the name of a backend. It changes speed, not results beyond rounding."""
+    weights: str | None = None
+    """Weights to start from: a file, a URL or a hub id. Positions are resized, and a head for other classes is left
+    fresh. None: fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,44 @@ class Data:
     """The images."""
 
     dataset: str = "digits"
-    """Name of the set of images: digits, 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
+    """The set of images. digits: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn. A folder: a tree
+    train/CLASS/IMAGE and val/CLASS/IMAGE. wds:FOLDER: tar shards with their _info.json. hf:NAME: a Hugging Face
+    dataset. data/README.md has the layouts."""
+    num_classes: int | None = None
+    """Classes that the set must have, a count; shards need it. None: as many as there are."""
+    img_size: int | None = None
+    """Side of the square that the network sees, pixels. None: as the images are stored, for digits."""
     batch_size: int = 32
-    """Images a step, a count."""
+    """Images a step, a count, over all processes and accumulated parts together."""
+    workers: int = 0
+    """Processes that read images, a count for each training process. 0: it reads them itself."""
+    max_unreadable: int = 10
+    """Unreadable images that are replaced by the next one, a count, before the run stops."""
+    crop_pct: float = 1.0
+    """Held-out images are resized to img_size / crop_pct and their centre is cut out. The paper: 0.875."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done at random to training images, anew each time."""
+
     shift: int = 1
-    """Each training image is moved by up to this many pixels in each direction, anew each time. 0: never."""
+    """Each training image is moved by up to this many pixels in each direction. 0: never."""
+    crop_scale: float | None = None
+    """A training image is a random part, resized: the smallest part, a share of the area. The paper: 0.08. None: the
+    whole image."""
+    flip: float = 0.0
+    """Probability that a training image is mirrored left to right."""
+    auto_augment: str | None = None
+    """Random changes of colour and form, in timm's notation. The paper: rand-m9-mstd0.5-inc1. None: none."""
+    erase: float = 0.0
+    """Probability that a rectangle of a training image is filled with noise."""
+    mixup: float = 0.0
+    """Alpha of Mixup: how evenly two images are blended. 0: never."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: how large a rectangle comes from the other image. 0: never. With both, each batch takes one."""
+    repeats: int = 1
+    """Times that an image occurs in an epoch, each time changed anew; so fewer images are seen. The paper: 3."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +114,28 @@ class Recipe:
     """Passes over the training images, a count."""
     lr: float = 5e-3
     """Learning rate after the warm-up, its highest value."""
+    lr_batch: int | None = None
+    """Batch size that lr is meant for: lr is scaled by batch_size / lr_batch. None: lr is used as it is."""
     min_lr: float = 5e-5
     """Learning rate that the cosine ends at."""
     warmup_lr: float = 2.5e-4
     """Learning rate of the first epoch of the warm-up."""
     warmup_epochs: int = 1
     """Length of the warm-up, epochs."""
+    schedule_delay: int = 0
+    """Epochs by which the learning rate comes late. The published trainer is 1 late: epochs 1 and 2 share a rate."""
     weight_decay: float = 0.05
     """Decay of matrices, a share of the learning rate each step. Vectors, positions and class token do not decay."""
     smoothing: float = 0.0
     """Label smoothing: the share of the target that is spread over all classes, 0 to below 1."""
     clip_grad: float | None = None
     """Largest norm of the gradient; a longer one is scaled down to it. None: no limit."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, kept beside them. The paper: 0.99996. None: there is none."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of matrix products and activations; weights and scan states stay in float32."""
+    accumulate: int = 1
+    """Parts that a batch is cut into, a count, to save memory. It changes no result beyond rounding."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +144,22 @@ class Run:
 
     output: str | None = "auto"
     """Folder for log, options and weights. auto: runs/NAME-1, or the next free number. None: nothing is written."""
+    resume: Literal["auto"] | None = None
+    """Whether to go on with a run. auto: with the one in the folder, from its last good state, or start it; with output
+    auto, the newest run of that name. None: a folder with a run in it is refused."""
+    save_steps: int = 500
+    """Steps after which the whole state is saved, a count; it is also saved after each epoch."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where loss or gradient is not finite. stop: keep the batch in a file and end the run. skip: leave out
+    the step and count it; after 100 in a row, stop."""
     seed: int = 0
     """Seed of weights, order and augmentation. The same seed on the same machine gives the same log."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: the GPU if there is one."""
     threads: int | None = 1
     """Processor threads, a count. More suit larger images, and are slow on a busy machine. None: as PyTorch chooses."""
+    tensorboard: bool = True
+    """Whether to write the curves for TensorBoard as well."""
     quiet: bool = False
     """Whether to leave out the progress bar."""
 
@@ -112,6 +170,7 @@ class Options:
 
     network: Network = field(default_factory=Network)
     data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
     recipe: Recipe = field(default_factory=Recipe)
     run: Run = field(default_factory=Run)
 
@@ -119,17 +178,36 @@ class Options:
         _check_values(self)
 
 
-GROUPS = {"network": Network, "data": Data, "recipe": Recipe, "run": Run}
+GROUPS = {"network": Network, "data": Data, "augment": Augment, "recipe": Recipe, "run": Run}
+RECIPES = Path(__file__).with_name("recipes")
 # The lowest value that makes sense; the network checks its own settings.
-AT_LEAST = {"batch_size": 1, "shift": 0, "epochs": 1, "min_lr": 0, "warmup_lr": 0, "warmup_epochs": 0,
-            "weight_decay": 0, "smoothing": 0, "seed": 0, "threads": 1}
-ABOVE_ZERO = ("lr", "clip_grad")
-BELOW = {"smoothing": 1, "seed": 2**32}
+AT_LEAST = {"batch_size": 1, "num_classes": 1, "img_size": 1, "workers": 0, "max_unreadable": 0, "shift": 0, "flip": 0,
+            "erase": 0, "mixup": 0, "cutmix": 0, "repeats": 1, "epochs": 1, "lr_batch": 1, "min_lr": 0, "warmup_lr": 0,
+            "warmup_epochs": 0, "schedule_delay": 0, "weight_decay": 0, "smoothing": 0, "accumulate": 1,
+            "save_steps": 1, "seed": 0, "threads": 1}
+ABOVE_ZERO = ("lr", "clip_grad", "crop_scale", "crop_pct", "ema")
+AT_MOST = {"crop_scale": 1, "crop_pct": 1, "flip": 1, "erase": 1}
+BELOW = {"smoothing": 1, "ema": 1, "seed": 2**32}
 
 
 def known_options() -> dict[str, str]:
     """Return the group of each option: `{"lr": "recipe", ...}`."""
     return {option.name: name for name, group in GROUPS.items() for option in dataclasses.fields(group)}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the YAML files that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe that comes with the package, or `name` as a path. Raises VimlearnError on neither."""
+    if name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    if not Path(name).suffix and not Path(name).exists():
+        raise VimlearnError(f"unknown recipe {name!r}{nearest(name, recipe_names())}; expected a YAML file, or one of "
+                            f"{', '.join(recipe_names())}")
+    return Path(name)
 
 
 def read_yaml(path: str | os.PathLike) -> Options:
@@ -223,5 +301,7 @@ def _check_range(name: str, value: float) -> None:
         raise VimlearnError(f"{name} is {value}; expected at least {AT_LEAST[name]}")
     if name in ABOVE_ZERO and value <= 0:
         raise VimlearnError(f"{name} is {value}; expected more than 0")
+    if name in AT_MOST and value > AT_MOST[name]:
+        raise VimlearnError(f"{name} is {value}; expected at most {AT_MOST[name]}")
     if name in BELOW and value >= BELOW[name]:
         raise VimlearnError(f"{name} is {value}; expected less than {BELOW[name]}")
