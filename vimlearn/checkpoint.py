@@ -48,7 +48,7 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
 
     Arguments
         model: a VisionMamba. It is changed only if everything fits.
-        source: a file, a URL, or a hub id: "owner/name" or "owner/name/file".
+        source: a file, a URL, or a hub id: "hub:owner/name" or "hub:owner/name/file".
         weights: "model", or "ema" for the averaged copy of a training checkpoint.
         reset_head: leave the head fresh where the number of classes differs, instead of raising.
         position_rule: "grid" or "published"; see `vimlearn.resize_position_embedding`.
@@ -112,26 +112,48 @@ def read_checkpoint(path: str | os.PathLike, weights: str = "model") -> tuple[di
     """Return (state dict, settings) of a file; settings are {} where it holds none. Raises as `load_checkpoint`."""
     if weights not in ("model", "ema"):
         raise VimlearnError(f"unknown weights {weights!r}; expected 'model' or 'ema'")
+    if _is_of_torch(path):
+        return _state_dict(path, _read_torch(path), weights), {}
+    return _read_safetensors(path, weights)
+
+
+def read_notes(path: str | os.PathLike) -> dict[str, str]:
+    """Return what a file says beside its weights: the strings of a safetensors file, the epoch of a published `.pth`.
+
+    Epochs are counted from 1. Raises VimlearnError where the file cannot be read.
+    """
+    if not _is_of_torch(path):
+        return _open_safetensors(path, lambda file: dict(file.metadata() or {}))
+    content = _read_torch(path)
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    # The published trainer counts from 0.
+    return {"epoch": str(epoch + 1)} if isinstance(epoch, int) else {}
+
+
+def _is_of_torch(path) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
         raise VimlearnError(f"cannot read {path}: {error.strerror}; expected a file of weights") from error
     # Safetensors: eight bytes of length, then JSON. A zip archive or a pickle is PyTorch's.
-    if start[8:] != b"{" and start[:1] in (b"P", b"\x80"):
-        return _state_dict(path, _read_torch(path), weights), {}
-    return _read_safetensors(path, weights)
+    return start[8:] != b"{" and start[:1] in (b"P", b"\x80")
 
 
-def _read_safetensors(path, weights):
+def _open_safetensors(path, read):
     try:
         with safe_open(path, framework="pt") as file:
-            # safe_open has `keys` and no iteration
-            state = {key: file.get_tensor(key) for key in file.keys()}
-            config = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
+            return read(file)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise VimlearnError(f"{path} is damaged or no file of weights: {error}; "
                             "expected safetensors or a PyTorch .pth") from error
+
+
+def _read_safetensors(path, weights):
+    # safe_open has `keys` and no iteration
+    state, config = _open_safetensors(path, lambda file: (
+        {key: file.get_tensor(key) for key in file.keys()},
+        json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))))
     if weights == "ema":
         raise VimlearnError(f"{path} is a safetensors file, which has no averaged copy; expected weights='model'")
     return _plain_tensors(path, state), config if isinstance(config, dict) else {}

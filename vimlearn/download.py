@@ -18,29 +18,31 @@ KNOWN_SHA256 = {
     "vim_t_midclstok_76p1acc.pth": "fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5",
     "vim_t_midclstok_ft_78p3acc.pth": "9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54",
 }
+HUB = "hub:"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     """Return a local file for `source`: a path, an http(s) URL, or a hub id "owner/name" or "owner/name/file".
 
-    Downloads go to the caches of PyTorch and of the hub, are written aside first, and are used again. With `sha256`,
-    and for published files whose hash is known, a download that differs is refused.
+    With "hub:" before it, a hub id is never taken for a path. Downloads go to the caches of PyTorch and of the hub, are
+    written aside first, and are used again. With `sha256`, and for published files whose hash is known, a download
+    that differs is refused.
     Raises VimlearnError where there is no such file, or where it is not what it should be.
     """
     text = os.fspath(source)
     if text.startswith(("http://", "https://")):
         path = _from_url(text)
         check_sha256(path, sha256 or KNOWN_SHA256.get(path.name), remove=True)
-    elif Path(text).exists():
+    elif Path(text).exists() and not text.startswith(HUB):
         path = Path(text)
         check_sha256(path, sha256)
     elif _looks_like_hub_id(text):
-        path = _from_hub(text)
+        path = _from_hub(text.removeprefix(HUB))
         check_sha256(path, sha256 or KNOWN_SHA256.get(path.name))
     else:
         raise VimlearnError(f"there is no file {text}; expected a path, a URL, or a hub id such as "
-                            "hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth")
+                            "hub:hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth")
     return path
 
 
@@ -82,11 +84,12 @@ def _check_length(url: str, path: Path) -> None:
 
 
 def _looks_like_hub_id(text: str) -> bool:
+    is_marked, text = text.startswith(HUB), text.removeprefix(HUB)
     parts = text.split("/")
     if len(parts) not in (2, 3) or not all(parts) or text.startswith((".", "~")) or ":" in text or "\\" in text:
         return False
     # A local folder of that name: meant as a path, and the file is missing.
-    return not Path(parts[0]).is_dir() and (len(parts) == 3 or not text.endswith(WEIGHT_SUFFIXES))
+    return is_marked or (not Path(parts[0]).is_dir() and (len(parts) == 3 or not text.endswith(WEIGHT_SUFFIXES)))
 
 
 def _from_hub(text: str) -> Path:

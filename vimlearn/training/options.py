@@ -57,8 +57,11 @@ class Network:
     backend: str = "auto"
     """How the scan is computed: auto, or the name of a backend. It changes speed, not results beyond rounding."""
     weights: str | None = None
-    """Weights to start from: a file, a URL or a hub id. Positions are resized, and a head for other classes is left
-    fresh. None: fresh weights."""
+    """Weights to start from: a file, a URL or hub:OWNER/NAME/FILE. Positions are resized, and a head for other classes
+    is left fresh. None: fresh weights."""
+    position_rule: Literal["grid", "published"] = "grid"
+    """How positions of weights are resized. grid: each patch keeps its place. published: as the published trainer does,
+    which takes the first patch for the class token."""
 
 
 @dataclass(frozen=True)
