@@ -67,18 +67,21 @@ def tree() -> dict[str, bytes]:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`. cuts: after how many bytes the next connections break. log: (range asked for, bytes sent)."""
+    """Serves `content`, and logs (range asked for, bytes sent).
+
+    cuts: after how many bytes the next connections break. shift: how far the server starts from where it is asked to.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.content, self.cuts, self.log, self.ranges, self.lengths = b"", [], [], True, True
+        self.content, self.cuts, self.log, self.ranges, self.lengths, self.shift = b"", [], [], True, True, 0
         self.url = f"http://127.0.0.1:{self.server_port}/archive.tgz"
 
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
         asked, whole = self.headers["Range"], self.server.content
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
+        start = int(asked.removeprefix("bytes=").rstrip("-")) + self.server.shift if asked and self.server.ranges else 0
         if start >= len(whole):
             self.send_error(416 if start else 404)
             return

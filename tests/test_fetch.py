@@ -5,7 +5,6 @@ import errno
 import hashlib
 import io
 import pickle
-import tarfile
 import threading
 from pathlib import Path
 
@@ -80,6 +79,7 @@ def test_imagenette_is_a_tree_already_and_second_call_finds_it(publish, server, 
     assert files(Path("set")) == set(wanted)
     assert all(Path("set", name).read_bytes() == content for name, content in wanted.items())
     requests = len(server.log)
+    Path("set/train", WNIDS[0], ".DS_Store").touch()
     fetch_dataset("imagenette", "set")
     assert len(server.log) == requests and "already there: set holds 10 train + 4 val" in capsys.readouterr().out
 
@@ -111,6 +111,14 @@ def test_server_without_ranges_starts_again_and_ends(publish, server):
     with pytest.raises(VimlearnError, match="closed early"):
         fetch_dataset("imagenette", "b", quiet=True)
     assert len(server.log) == 4
+
+
+@pytest.mark.parametrize("shift", [-10, 10])
+def test_server_that_sends_another_range_is_not_believed(publish, server, shift):
+    publish("imagenette", tree())
+    server.shift, server.cuts = shift, [100_000]
+    with pytest.raises(VimlearnError, match="was asked for the bytes from 100,000 on and sent others"):
+        fetch_dataset("imagenette", quiet=True)
 
 
 @pytest.mark.parametrize("length", [5_000, None, 10**6])
@@ -162,79 +170,23 @@ def test_archive_that_is_here_already(publish, server, tmp_path, as_url):
     assert archive.read_bytes() == content and left() == {"imagenette"} and not server.log
 
 
-def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo()
-    info.type, info.linkname = kind, target
-    return info
+HOSTILE = {"imagenette": {**tree(), "../owned": b"x"}, "cifar10": cifar(data_batch_2=pickle.dumps(Path(), 2))}
 
 
-INSIDE = f"imagenette2-320/train/{WNIDS[0]}"
-
-
-@pytest.mark.parametrize("name, content", [
-    ("../owned", b"x"), (f"{INSIDE}/../../../../owned", b"x"), (f"top/train/{WNIDS[0]}/..", b"x"),
-    ("/{here}/owned", b"x"), ("C:\\owned", b"x"), ("C:/owned", b"x"), ("top\\..\\..\\owned", b"x"),
-    (f"{INSIDE}/link.JPEG", special(tarfile.SYMTYPE, "../../../../owned")),
-    (f"{INSIDE}/link.JPEG", special(tarfile.SYMTYPE, "/etc")), (f"{INSIDE}", special(tarfile.SYMTYPE, "../train")),
-    (f"{INSIDE}/link.JPEG", special(tarfile.LNKTYPE, f"{INSIDE}/train_0.JPEG")),
-    (f"{INSIDE}/pipe.JPEG", special(tarfile.FIFOTYPE)), (f"{INSIDE}/device.JPEG", special(tarfile.CHRTYPE)),
-    (f"{INSIDE}/disk.JPEG", special(tarfile.BLKTYPE)),
-])
-@pytest.mark.parametrize("set_name, members", [("imagenette", tree), ("cifar10", cifar)])
-def test_member_that_escapes_is_refused(publish, tmp_path, set_name, members, name, content):
-    name = name.replace("/{here}", str(tmp_path))
-    publish(set_name, {**members(), name: content})
-    with pytest.raises(VimlearnError, match=r"was not unpacked: its member .* (leads out of|is a link or a device)"):
-        fetch_dataset(set_name, "deep/down/set", quiet=True)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_archive_that_is_refused_leaves_nothing(publish, tmp_path, name):
+    publish(name, HOSTILE[name])
+    with pytest.raises(VimlearnError, match="get the archive from another source"):
+        fetch_dataset(name, "deep/down/set", quiet=True)
     assert files(tmp_path) - {"deep/down/set.lock"} == {"deep/down/set.part"}
+    assert [path.name for path in Path("deep/down").iterdir() if path.is_dir()] == []
 
 
-class Hostile:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("value", [
-    Hostile(exec, "open('owned', 'w')"), Hostile(np.save, "owned", 1), Hostile(np.ctypeslib.load_library, "owned", "."),
-    {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 0], "x": Hostile(open, "owned", "w")}])
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_hostile_pickle_does_not_run(publish, value, protocol):
-    bomb = pickle.dumps(value, protocol).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    publish("cifar10", cifar(data_batch_2=python2_pickle(value) if protocol == 2 else bomb))
-    with pytest.raises(VimlearnError, match=r"the pickle asks for \S+, and only arrays"):
-        fetch_dataset("cifar10", quiet=True)
-    assert not Path("owned").exists() and not Path("owned.npy").exists() and left() == {"cifar10.part"}
-
-
-@pytest.mark.parametrize("content, message", [
-    (b"\x80\x02}q", "data_batch_2 is no batch of CIFAR-10"), (python2_pickle({"labels": []}), "no batch .*KeyError"),
-    (python2_pickle({"data": np.zeros((2, 3072)), "labels": [0, 0]}), "expected rows of 3072 bytes"),
-    (python2_pickle({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "expected rows of 3072 bytes"),
-    (python2_pickle({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}), "with a label below 10"),
-    (python2_pickle({"data": np.zeros((2, 3072), np.uint8), "labels": [0, -1]}), "with a label below 10"),
-    (python2_pickle({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}), "not the whole set: train has 9 of 10"),
-])
-def test_damaged_batch_is_refused(publish, content, message):
-    publish("cifar10", cifar(data_batch_2=content))
-    with pytest.raises(VimlearnError, match=message):
+def test_archive_without_some_images_is_refused(publish):
+    publish("cifar10", cifar(data_batch_2=python2_pickle({"data": np.zeros((1, 3072), np.uint8), "labels": [0]})))
+    with pytest.raises(VimlearnError, match="not the whole set: train has 9 of 10 images"):
         fetch_dataset("cifar10", quiet=True)
     assert left() == {"cifar10.part"}
-
-
-def test_archive_that_is_no_archive(publish, monkeypatch):
-    published = publish("imagenette", tree())
-    for content in (b"no archive", published[:100_000]):
-        Path("x.tgz").write_bytes(content)
-        monkeypatch.setitem(SETS, "imagenette", dataclasses.replace(
-            SETS["imagenette"], sha256=hashlib.sha256(content).hexdigest()))
-        with pytest.raises(VimlearnError, match=r"x.tgz is damaged or no tar archive"):
-            fetch_dataset("imagenette", url="x.tgz", quiet=True)
-    monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(VimlearnError, match=r"needs release 3.11.4"):
-        fetch_dataset("imagenette", url="x.tgz", quiet=True)
 
 
 def failing(error: BaseException, after: int):
@@ -285,7 +237,8 @@ def test_other_content_is_never_overwritten(publish, server, tmp_path, monkeypat
     publish("cifar10", cifar())
     for place, output, message in (("mine/notes.txt", "mine", "mine is not empty and not the whole of CIFAR-10"),
                                    ("file", "file", "file is a file; expected a folder"),
-                                   ("file", "file/set", "a file where a folder is needed")):
+                                   ("file", "file/set", "a file where a folder is needed"),
+                                   ("file", "file/deep/set", "a file where a folder is needed")):
         tmp_path.joinpath(place).parent.mkdir(exist_ok=True)
         tmp_path.joinpath(place).write_text("precious")
         with pytest.raises(VimlearnError, match=message):

@@ -108,7 +108,7 @@ def fetch_dataset(name: str, output: str | os.PathLike | None = None, url: str |
             # A link stays a link, and what is renamed is its target.
             _fetch(published, folder.resolve(), url or published.url, quiet)
             say(f"written to {folder}: {_counts(published.images)} images")
-    say(f"vimlearn train --dataset {folder} trains on it")
+    say(f"for training: vimlearn train --dataset {folder}")
     return folder
 
 

@@ -28,18 +28,15 @@ class _BrokenError(Exception):
 def download(url: str, part: Path, size: int, quiet: bool = False) -> bool:
     """Bring the file `part` to `size` bytes from an http(s) URL, and return whether an earlier call had begun it.
 
-    What `part` already holds is asked for no more (HTTP Range). Where the server always sends all, where `part` is too
-    long, or where the server refuses the range, it begins again. A broken connection is taken up again at once for as
-    long as each try gets further. Hashes are not checked here.
+    What `part` already holds is asked for no more (HTTP Range), nothing where it is long enough. A server that sends
+    all the same, or refuses the range, makes it begin again. A broken connection is taken up again at once for as long
+    as each try gets further. The hash is for the caller to check: the beginning may be that of another file.
     Raises VimlearnError where nothing more arrives (`part` stays for the next call), or where the file behind the URL
     has another size; OSError where `part` cannot be written.
     """
     furthest = begun = _length(part)
-    if begun > size:
-        part.unlink()
-        furthest = begun = 0
     with tqdm(total=size, desc="download", unit="B", unit_scale=True, initial=begun, dynamic_ncols=True,
-              disable=quiet or begun == size) as bar:
+              disable=quiet or begun >= size) as bar:
         while (have := _length(part)) < size:
             reason = "the connection closed early"
             try:
@@ -60,7 +57,7 @@ def _length(part: Path) -> int:
 
 
 def _receive(url: str, part: Path, offset: int, size: int, bar: tqdm) -> None:
-    """Append to `part` what the server sends from `offset` on, or write it anew where the server starts elsewhere."""
+    """Append to `part` what the server sends from `offset` on, or write it anew where the server sends all."""
     with _open(url, offset) as answer:
         start, length = _extent(answer, offset)
         if length not in (None, size):
@@ -69,9 +66,7 @@ def _receive(url: str, part: Path, offset: int, size: int, bar: tqdm) -> None:
                                 "name another address")
         bar.reset()
         bar.update(start)
-        with open(part, "r+b" if start else "wb") as file:
-            file.seek(start)
-            file.truncate()
+        with open(part, "ab" if start else "wb") as file:
             for block in _blocks(answer):
                 if file.tell() + len(block) > size:
                     raise VimlearnError(f"{url} sends more than the {size:,} bytes of the published file; "
@@ -101,7 +96,7 @@ def _extent(answer: http.client.HTTPResponse, offset: int) -> tuple[int, int | N
         length = answer.headers.get("Content-Length")
         return 0, int(length) if length else None
     found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range") or "")
-    if not found or int(found[1]) > offset:
+    if not found or int(found[1]) != offset:
         raise _BrokenError(f"the server was asked for the bytes from {offset:,} on and sent others")
     return int(found[1]), None if found[2] == "*" else int(found[2])
 

@@ -56,7 +56,7 @@ def unpack_batches(archive: Path, folder: Path, classes: Sequence[str], bar: tqd
     with _opened(archive) as tar:
         for member in _checked(tar):
             name = PurePosixPath(member.name).name
-            if name not in BATCHES or not member.isfile():
+            if name not in BATCHES:
                 continue
             split, first = BATCHES[name]
             images, labels = _read_batch(tar.extractfile(member), name, len(classes))
