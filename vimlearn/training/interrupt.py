@@ -47,7 +47,8 @@ def requests() -> Iterator[Request]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None: it was set outside Python, and cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager

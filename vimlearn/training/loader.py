@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..errors import VimlearnError
 from ..sources import Shards, Unreadable
+from ..workers import leave_signals
 from .draws import IMAGE, draw_from, place_seed
 from .order import Order, Place
 
@@ -25,11 +26,15 @@ NEIGHBOURS = 16
 
 
 class Batch(NamedTuple):
-    """images (b, in_chans, H, W), labels (b,), and a line for each image that could not be read."""
+    """images (b, in_chans, H, W), labels (b,), and a line for each image that could not be read.
 
-    images: Tensor
-    labels: Tensor
+    failure: what is wrong, where there is no batch. (An error that is raised in a worker comes with its traceback.)
+    """
+
+    images: Tensor | None
+    labels: Tensor | None
     unreadable: tuple[str, ...]
+    failure: str | None = None
 
 
 class Drawn(Dataset):
@@ -38,8 +43,10 @@ class Drawn(Dataset):
     def __init__(self, images, transform: Callable, seed: int):
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int, list[str]]:
-        """Return the image, its label, and what was unreadable on the way. A damaged image's place goes to the next."""
+    def __getitem__(self, place: Place) -> tuple[Tensor, int, list[str]] | str:
+        """Return the image, its label, and what was unreadable on the way; or what is wrong. A damaged image's place
+        goes to the next.
+        """
         unreadable: list[str] = []
         for i in range(NEIGHBOURS):
             try:
@@ -48,23 +55,24 @@ class Drawn(Dataset):
             except Unreadable as error:
                 unreadable.append(str(error))
         else:
-            raise VimlearnError(f"{NEIGHBOURS} images in a row cannot be read; the first: {unreadable[0]}")
+            return f"{NEIGHBOURS} images in a row cannot be read; the first: {unreadable[0]}"
         draw_from(self.seed, IMAGE, place.epoch, place.position)
-        return self.transform(image), int(label), unreadable
+        return _wrong_label(label, self.images.classes) or (self.transform(image), int(label), unreadable)
 
 
 class DrawnStream(IterableDataset):
     """Training images of one epoch from shards."""
 
-    def __init__(self, stream, transform: Callable, seed: int, epoch: int, rank: int):
-        self.stream, self.transform, self.seed, self.epoch, self.rank = stream, transform, seed, epoch, rank
+    def __init__(self, stream, classes: tuple[str, ...], transform: Callable, seed: int, epoch: int, rank: int):
+        self.stream, self.classes, self.transform = stream, classes, transform
+        self.seed, self.epoch, self.rank = seed, epoch, rank
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]] | str]:
         worker = get_worker_info()
         place = (self.epoch, self.rank, worker.id if worker else 0)
         for i, (image, label) in enumerate(self.stream):
             draw_from(self.seed, IMAGE, *place, i)
-            yield self.transform(image), int(label), []
+            yield _wrong_label(label, self.classes) or (self.transform(image), int(label), [])
 
 
 class Batches:
@@ -81,21 +89,41 @@ class Batches:
         """Yield the parts of the batches of an epoch, counted from 1, from a step on, counted from 0."""
         self.order.start(number, first_step)
         if isinstance(self.images, Shards):
-            return itertools.islice(self._stream(number), self.order.steps * self.order.parts)
+            batches = itertools.islice(self._stream(number), self.order.steps * self.order.parts)
+        else:
+            batches = self._by_number()
+        for batch in batches:
+            if batch.failure:
+                raise VimlearnError(batch.failure)
+            yield batch
+
+    def _by_number(self) -> Iterator[Batch]:
         if self.loader is None:
             self.loader = DataLoader(Drawn(self.images, self.transform, self.seed), batch_sampler=self.order,
                                      num_workers=self.workers, collate_fn=_collate, pin_memory=self.pin,
-                                     persistent_workers=self.workers > 0, generator=torch.Generator())
+                                     persistent_workers=self.workers > 0, generator=torch.Generator(),
+                                     worker_init_fn=leave_signals)
         return iter(self.loader)
 
     def _stream(self, number: int) -> Iterator[Batch]:
         seed = place_seed(self.seed, IMAGE, number)
         stream = self.images.shuffled(seed, self.order.part_size, self.workers)
-        drawn = DrawnStream(stream, self.transform, self.seed, number, self.order.rank)
+        drawn = DrawnStream(stream, self.images.classes, self.transform, self.seed, number, self.order.rank)
         yield from DataLoader(drawn, self.order.part_size, num_workers=self.workers, collate_fn=_collate,
-                              pin_memory=self.pin, drop_last=True, generator=torch.Generator().manual_seed(seed))
+                              pin_memory=self.pin, drop_last=True, generator=torch.Generator().manual_seed(seed),
+                              worker_init_fn=leave_signals)
 
 
-def _collate(items: list[tuple[Tensor, int, list[str]]]) -> Batch:
+def _wrong_label(label: int, classes: tuple[str, ...]) -> str | None:
+    if 0 <= label < len(classes):
+        return None
+    return f"an image to train on has label {label} and there are {len(classes)} classes; expected labels from 0 to " \
+           f"{len(classes) - 1}: change --num-classes, or mend the set"
+
+
+def _collate(items: list[tuple[Tensor, int, list[str]] | str]) -> Batch:
+    failure = next((item for item in items if isinstance(item, str)), None)
+    if failure:
+        return Batch(None, None, (), failure)
     images, labels, unreadable = zip(*items, strict=True)
     return Batch(torch.stack(images), torch.tensor(labels), tuple(itertools.chain(*unreadable)))

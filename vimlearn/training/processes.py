@@ -7,6 +7,7 @@ __all__ = ["Processes"]
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -43,12 +44,18 @@ class Processes:
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take the network and its optimiser into use."""
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+        # Accelerate puts the number format into the network itself; evaluation, and whoever gets it, use its own.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        network.__dict__.pop("forward", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (b, classes), float32, computed in the number format of the run."""
+        with self.accelerator.autocast():
+            return self.model(images).float()
 
     @contextlib.contextmanager
-    def part(self, last: bool):
-        """Compute a part of a batch in the number format of the run; gradients are averaged over processes with the
-        last part alone.
-        """
+    def part(self, last: bool) -> Iterator[None]:
+        """Compute a part of a batch; gradients are averaged over processes with the last part alone."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             yield
 
@@ -87,11 +94,20 @@ class Processes:
         total = self.accelerator.reduce(values, "sum").tolist()
         return dict(zip(sums, total, strict=False)), int(max(total[len(sums):]))
 
-    def share(self, thing):
-        """Return what process 0 has, in all processes."""
+    def share(self, make: Callable):
+        """Return what `make` returns in process 0, in all processes; a VimlearnError of it is raised in all."""
         if self.count == 1:
-            return thing
-        return broadcast_object_list([thing])[0]
+            return make()
+        made = None
+        if self.rank == 0:
+            try:
+                made = make()
+            except VimlearnError as error:
+                made = error
+        made = broadcast_object_list([made])[0]
+        if isinstance(made, VimlearnError):
+            raise made
+        return made
 
     def scaler_state(self) -> dict:
         """Return the state of the loss scale of float16; {} in other formats."""

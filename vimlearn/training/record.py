@@ -11,6 +11,7 @@ Whatever stops a run, the rows and the weights of the last whole epoch are on di
 
 __all__ = ["COLUMNS", "RunFolder", "read_log"]
 
+import contextlib
 import csv
 import io
 import os
@@ -47,11 +48,19 @@ class RunFolder:
             if (self.path / OPTIONS).exists():
                 _compare(read_yaml(self.path / OPTIONS), options, self.path)
             else:
-                write_yaml(options, self.path / OPTIONS)
+                write_yaml(options, self.path / f"{OPTIONS}.part")
+                os.replace(self.path / f"{OPTIONS}.part", self.path / OPTIONS)
                 self.write_log([])
         except OSError as error:
             raise VimlearnError(f"cannot write the run to {error.filename or output}: {error.strerror}; "
                                 "choose another --output") from error
+
+    def refuse_if_begun(self) -> None:
+        """Raise VimlearnError where there are epochs on disk, and no state to go on from."""
+        rows = read_log(self.path / LOG) if (self.path / LOG).exists() else []
+        if rows:
+            raise VimlearnError(f"{self.path} holds {len(rows)} epochs and no state to go on from; start again with "
+                                f"another --output, or from the weights with --weights {self.path / MODEL_FILE}")
 
     def write_log(self, rows: list[dict]) -> None:
         """Replace log.csv by `rows`. Raises VimlearnError where that fails; the earlier rows are kept."""
@@ -64,22 +73,30 @@ class RunFolder:
         self.epochs = len(rows)
 
     def add_curves(self, row: dict) -> None:
-        """Add the row of an epoch to the curves for TensorBoard, if they are wanted."""
+        """Add the row of an epoch to the curves for TensorBoard, if they are wanted. Raises VimlearnError where that
+        fails.
+        """
         if not self.options.run.tensorboard:
             return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-            # What a stopped run drew of later epochs is taken back.
-            self.writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=row["epoch"])
-        for name in COLUMNS:
-            if name != "epoch" and row[name] is not None:
-                self.writer.add_scalar(name, row[name], row["epoch"])
-        self.writer.flush()
+        try:
+            if self.writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+                # What a stopped run drew of later epochs is taken back.
+                self.writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=row["epoch"])
+            for name in COLUMNS:
+                if name != "epoch" and row[name] is not None:
+                    self.writer.add_scalar(name, row[name], row["epoch"])
+            self.writer.flush()
+        except OSError as error:
+            raise VimlearnError(f"cannot write {self.path / 'tensorboard'}: {error.strerror or error}; make room, or "
+                                "leave the curves out with --no-tensorboard") from error
 
     def close(self) -> None:
         """Close the file of curves."""
         if self.writer is not None:
-            self.writer.close()
+            # What could not be written was said when it was added.
+            with contextlib.suppress(OSError):
+                self.writer.close()
 
     def kept(self) -> str:
         """Say in a few words what is on disk."""
@@ -112,8 +129,8 @@ def _automatic_folder(options: Options, resume: bool) -> Path:
     name = Path(options.data.dataset.rpartition(":")[2]).name or "run"
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    taken = [int(path.name.removeprefix(f"{name}-")) for path in runs.glob(f"{name}-*")
-             if path.name.removeprefix(f"{name}-").isdecimal()]
+    taken = [int(path.name.removeprefix(f"{name}-")) for path in runs.iterdir()
+             if path.name.startswith(f"{name}-") and path.name.removeprefix(f"{name}-").isdecimal()]
     if resume and taken:
         return runs / f"{name}-{max(taken)}"
     number = 1
@@ -143,6 +160,8 @@ def _compare(stored: Options, given: Options, path: Path) -> None:
     for group, settings in vars(given).items():
         for name, value in vars(settings).items():
             before = getattr(getattr(stored, group), name)
-            if before != value and name not in FREE.get(group, ()):
+            # Shards are dealt to the workers, which so decide on the order.
+            free = name in FREE.get(group, ()) and not (name == "workers" and given.data.dataset.startswith("wds:"))
+            if before != value and not free:
                 raise VimlearnError(f"the run in {path} has {name} {before!r} and now it is {value!r}; resume with "
                                     "the same options, or choose another --output")

@@ -10,6 +10,7 @@ __all__ = ["State", "newest_state", "optimizer_tensors", "part", "read_state", "
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,7 @@ from ..errors import VimlearnError
 from ..files import write_safetensors
 
 FOLDER, KEPT = "states", 2
-
-
+# What an epoch adds up.
 SUMS = ("images", "loss", "right", "grad_norm", "steps", "skipped", "unreadable")
 
 
@@ -62,7 +62,8 @@ def write_state(folder: Path, state: State) -> Path:
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
     plain = {name: value for name, value in vars(state).items() if name != "tensors"}
     write_safetensors(path, tensors, {"state": json.dumps(plain), "sha256": _digest(tensors, plain)})
-    for old in _newest_first(folder)[KEPT:]:
+    # What a run that was killed while it wrote has left is of no use.
+    for old in [*_newest_first(folder)[KEPT:], *(folder / FOLDER).glob("*.part")]:
         old.unlink(missing_ok=True)
     return path
 
@@ -120,7 +121,10 @@ def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((folder / FOLDER).glob("epoch-*-step-*.safetensors"), reverse=True)
+    found = {path: re.fullmatch(r"epoch-(\d+)-step-(\d+)\.safetensors", path.name)
+             for path in (folder / FOLDER).glob("epoch-*")}
+    return sorted((path for path, numbers in found.items() if numbers), reverse=True,
+                  key=lambda path: tuple(map(int, found[path].groups())))
 
 
 def _digest(tensors: Mapping[str, Tensor], plain: dict) -> str:

@@ -7,6 +7,7 @@ __all__ = ["Trainer"]
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,12 +107,12 @@ class Trainer:
         seen, sums = [], {"images": 0, "loss": 0.0, "right": 0, "unreadable": 0}
         for i, batch in enumerate(parts):
             for line in batch.unreadable:
-                tqdm.write(f"unreadable, the next image takes its place: {line}")
+                tqdm.write(f"unreadable, the next image takes its place: {line}", file=sys.stderr)
             draw_from(self.options.run.seed, STEP, epoch, number, self.order.rank * len(parts) + i)
             images, targets = self._mixed(batch)
             seen.append((images, targets))
             with self.processes.part(last=i == len(parts) - 1):
-                logits = self.processes.model(images).float()
+                logits = self.processes.forward(images)
                 loss = self.criterion(logits, targets)
                 self.processes.backward(loss / len(parts))
             truth = targets.argmax(1) if self.mix else targets
@@ -172,7 +173,8 @@ class Trainer:
         """Return (row of the log, evaluation) at the end of an epoch."""
         heldout, sums = self.evaluate(self.network), state.sums
         average = self.evaluate(self.average.module).accuracy if self.average else None
-        images, steps = max(sums["images"], 1), max(sums["steps"], 1)
+        # Where all steps were left out, there is no loss.
+        images, steps = sums["images"] or math.nan, sums["steps"] or math.nan
         places = self.order.steps * self.order.batch_size
         return {"epoch": state.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": sums["loss"] / images,
                 "train_accuracy": sums["right"] / images, "grad_norm": sums["grad_norm"] / steps,
@@ -182,17 +184,27 @@ class Trainer:
 
     def open_folder(self) -> State:
         """Make the folder of the run, or open the one to resume, and return the state to begin with."""
-        state = None
-        if self.is_main and self.options.run.output is not None:
-            self.folder = RunFolder(self.options)
-            state = newest_state(self.folder.path) if self.options.run.resume else None
-        state = self.processes.share(state) or State()
-        self.place = self.processes.share(self.folder and self.folder.path)
+        state, self.place = self.processes.share(self._open)
         if state.tensors:
             self.restore(state)
-        if self.folder:
-            self.folder.write_log(state.rows)
         return state
+
+    def _open(self) -> tuple[State, Path | None]:
+        """Return (state to begin with, folder of the run) in the process that writes."""
+        if self.options.run.output is None:
+            return State(), None
+        self.folder = RunFolder(self.options)
+        state = newest_state(self.folder.path) if self.options.run.resume else None
+        if state is None:
+            self.folder.refuse_if_begun()
+        else:
+            _compare_data(state.extra.get("data"), self._data(), self.folder.path)
+            self.folder.write_log(state.rows)
+        return state or State(), self.folder.path
+
+    def _data(self) -> dict[str, int]:
+        """What a resumed run must find again: counts of images and classes."""
+        return {"images to train on": len(self.source.training), "classes": len(self.source.classes)}
 
     def save(self, state: State) -> None:
         """Write the whole state. Shards cannot be entered in the middle, so they are saved between epochs only."""
@@ -201,7 +213,8 @@ class Trainer:
         tensors = {f"model/{key}": value for key, value in self.network.state_dict().items()}
         if self.average:
             tensors |= {f"ema/{key}": value for key, value in self.average.module.state_dict().items()}
-        extra = {"scaler": self.processes.scaler_state(), "skipped_in_a_row": self.skipped_in_a_row}
+        extra = {"scaler": self.processes.scaler_state(), "skipped_in_a_row": self.skipped_in_a_row,
+                 "data": self._data()}
         write_state(self.folder.path, replace(state, extra=extra, tensors=tensors | optimizer_tensors(self.optimizer)))
 
     def save_epoch(self, state: State) -> None:
@@ -227,6 +240,14 @@ class Trainer:
         self.processes.restore_scaler(state.extra["scaler"])
         self.skipped_in_a_row = state.extra["skipped_in_a_row"]
         state.tensors = {}
+
+
+def _compare_data(before: dict[str, int] | None, now: dict[str, int], folder: Path) -> None:
+    """Raise VimlearnError where the data is not what the run began with. States of earlier versions do not say it."""
+    for what, count in (before or {}).items():
+        if now[what] != count:
+            raise VimlearnError(f"the run in {folder} began with {count:,} {what} and now there are {now[what]:,}; "
+                                "expected the same data, or another --output")
 
 
 def _image_size(source: Source, img_size: int | None) -> tuple[int, int]:

@@ -1,0 +1,65 @@
+"""Runs with everything that draws, stopped where a test wants it, and compared to the bit."""
+
+import pytest
+import torch
+from drawn_images import RANDOM, options, plain
+from safetensors.torch import load_file
+
+from vimlearn.training import read_log, record, train
+from vimlearn.training import state as states
+from vimlearn.training.trainer import Trainer
+
+STEPS, EPOCHS = 3, 3
+
+
+def random_run(tree, folder, **changes):
+    return options(tree, **{**RANDOM, "epochs": EPOCHS, "output": str(folder), "save_steps": 1, **changes})
+
+
+def assert_same_run(folder, other):
+    """Weights and averages to the bit, logs but for the times, and the moments of the optimiser."""
+    for name in (record.MODEL_FILE, record.EMA_FILE):
+        assert_same_tensors(load_file(folder / name), load_file(other / name))
+    assert plain(read_log(folder / "log.csv")) == plain(read_log(other / "log.csv"))
+    one, two = (states.newest_state(path) for path in (folder, other))
+    assert (one.epoch, one.step, plain(one.rows)) == (two.epoch, two.step, plain(two.rows))
+    assert_same_tensors(one.tensors, two.tensors)
+
+
+def assert_same_tensors(one, two):
+    assert one.keys() == two.keys() and len(one)
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def stop_at(monkeypatch, count, do):
+    """Let `do` happen instead of the step after `count` of them."""
+    taken, step = [], Trainer.step
+
+    def counted(self, *args):
+        if len(taken) == count:
+            do()
+        taken.append(1)
+        return step(self, *args)
+    monkeypatch.setattr(Trainer, "step", counted)
+
+
+def power_cut():
+    raise PowerCutError
+
+
+def run_until(count, run):
+    """Train until the power fails after `count` steps."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCutError):
+        stop_at(patch, count, power_cut)
+        train(run)
+
+
+def contents(folder):
+    """Return the content of every file of a run, curves aside."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and "tensorboard" not in path.parts}
