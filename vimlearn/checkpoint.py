@@ -84,7 +84,8 @@ def load_model(source: str | os.PathLike, **changes) -> VisionMamba:
     path = fetch(source)
     _, config = read_checkpoint(path)
     if not config:
-        raise VimlearnError(f"{source} holds weights but no settings; build the network and call load_checkpoint")
+        raise VimlearnError(f"{source} holds weights but no settings; build the network and call load_checkpoint, "
+                            "or name it: vimlearn eval --model NAME --weights FILE")
     try:
         model = VisionMamba(**{**config, **changes})
     except TypeError as error:

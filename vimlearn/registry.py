@@ -47,6 +47,21 @@ PUBLISHED = {
 }
 
 
+RELEASED = tuple(name.split(".")[0] for name in default_cfgs)
+
+
+def published_file(name: str, source: str | None = None) -> str:
+    """Return where the weights of a released network are: `source`, with the file's name added where it is the hub's
+    repository of that network; the published file for None. Raises VimlearnError where none is published.
+    """
+    if source is None and name not in PUBLISHED:
+        raise VimlearnError(f"no weights are published for {name}; expected one of {', '.join(PUBLISHED)}")
+    published = f"hub:{PUBLISHED[name]}" if name in PUBLISHED else ""
+    if source is None or published.rpartition("/")[0] == f"hub:{source.removeprefix('hub:')}":
+        return published
+    return source
+
+
 def _create(name: str, pretrained: bool, **kwargs) -> VisionMamba:
     # timm would unpickle the published file by itself; `load_checkpoint` reads it safely.
     if pretrained and kwargs.get("features_only"):
@@ -65,9 +80,7 @@ def _source(name: str, cfg: dict) -> str:
         return str(cfg.get("file") or cfg.get("url"))
     if cfg.get("hf_hub_id"):
         return "/".join([cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors"])
-    if name not in PUBLISHED:
-        raise VimlearnError(f"no weights are published for {name}; expected one of {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]
+    return published_file(name)
 
 
 @register_model

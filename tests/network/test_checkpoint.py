@@ -1,18 +1,21 @@
 """Weights from and to files: every form, every way in which they do not fit, and files that mean harm."""
 
 import argparse
+import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from published_weights import published_content
 from safetensors.torch import save_file
 
 from vimlearn import VimlearnError, VisionMamba, download, load_checkpoint, resize_position_embedding, save_checkpoint
-from vimlearn.checkpoint import load_model
+from vimlearn.checkpoint import load_model, read_notes
 
 
 def network(**settings):
@@ -29,13 +32,7 @@ def assert_same(model, other):
 def published(tmp_path):
     """A file in the published form, and the network in it; `model_ema` holds other weights."""
     model, ema = network(), network()
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(1, 3, 16, 16)).sum().backward()
-    optimizer.step()
-    content = {"model": model.state_dict(), "model_ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-               "lr_scheduler": {"base_values": [1e-3]}, "epoch": 299, "scaler": "none",
-               "args": argparse.Namespace(lr=1e-3, data_path="imagenet", distributed=True, sizes=[1, 2])}
-    torch.save(content, tmp_path / "vim.pth")
+    torch.save(published_content(model, ema), tmp_path / "vim.pth")
     return tmp_path / "vim.pth", model, ema
 
 
@@ -372,7 +369,6 @@ def test_not_a_network_and_numpy_files(tmp_path):
 
 def test_url_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     """A file server on this machine; a file that does not hash as told is refused and removed."""
-    import hashlib
     import http.server
     import threading
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
@@ -438,7 +434,51 @@ def test_timm_loads_the_weights_that_the_caller_names(tmp_path, monkeypatch):
     monkeypatch.setattr("vimlearn.registry.load_checkpoint", lambda model, source, **_: seen.append(source))
     for overlay in ({"file": "own.safetensors"}, {"hf_hub_id": "me/mine", "hf_hub_filename": "w.safetensors"}, None):
         timm.create_model("vim_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, depth=1)
-    assert seen == ["own.safetensors", "me/mine/w.safetensors", "hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"]
+    assert seen == ["own.safetensors", "me/mine/w.safetensors",
+                    "hub:hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"]
+
+
+def test_pretrained_takes_the_published_file_and_checks_it(tmp_path, monkeypatch):
+    """`pretrained=True` asks the hub for the one file, compares its hash, and converts it from the published form."""
+    name, kept = "vim_tiny_patch16_224", {"depth": 1}
+    model, ema = (timm.create_model(name, **kept) for _ in range(2))
+    path, asked = tmp_path / "vim_t_midclstok_76p1acc.pth", []
+    torch.save(published_content(model, ema), path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args: (asked.append(args), str(path))[1])
+    with pytest.raises(VimlearnError, match="hashes to"):
+        timm.create_model(name, pretrained=True, **kept)
+    monkeypatch.setitem(download.KNOWN_SHA256, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert_same(timm.create_model(name, pretrained=True, **kept), model)
+    assert asked == [("hustvl/Vim-tiny-midclstok", path.name)] * 2
+    fewer = timm.create_model(name, pretrained=True, num_classes=7, **kept)
+    assert torch.equal(fewer.layers[0].mixer.A_log, model.layers[0].mixer.A_log) and fewer.head.out_features == 7
+
+
+def test_hub_source_is_never_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, asked = network(), []
+    path = save_checkpoint(model, "hub/w.safetensors").rename("w.safetensors")
+    Path("owner/name").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args: (asked.append(args), str(path))[1])
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repo: ["README.md", "w.safetensors"])
+    for source in ("hub:owner/name", "hub:owner/name/w.safetensors", "hub:owner/name.pth"):
+        target = network()
+        load_checkpoint(target, source)
+        assert_same(target, model)
+    assert asked == [("owner/name", "w.safetensors")] * 2 + [("owner/name.pth", "w.safetensors")]
+    for source in ("hub:", "hub:owner", "hub:owner/", "hub:a/b/c/d"):
+        with pytest.raises(VimlearnError, match=f"no file {source}; expected a path, a URL, or a hub id such as hub:"):
+            load_checkpoint(network(), source)
+
+
+def test_notes_of_a_file(published, tmp_path):
+    """The published trainer counts epochs from 0."""
+    assert read_notes(published[0]) == {"epoch": "300"}
+    path = save_checkpoint(network(), tmp_path / "w.safetensors", {"epoch": 3, "weights": "ema"})
+    notes = read_notes(path)
+    assert (notes["epoch"], notes["weights"]) == ("3", "ema")
+    torch.save(network().state_dict(), tmp_path / "bare.pth")
+    assert read_notes(tmp_path / "bare.pth") == {}
 
 
 def test_hub_failure_is_one_line(monkeypatch):

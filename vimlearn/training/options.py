@@ -10,8 +10,8 @@ On the command line an option is `--lr 1e-3`, without its group; so no name may 
 field is what `vimlearn train --help` prints.
 """
 
-__all__ = ["GROUPS", "Augment", "Data", "Network", "Options", "Recipe", "Run", "find_recipe", "known_options",
-           "read_yaml", "recipe_names", "write_yaml"]
+__all__ = ["GROUPS", "Augment", "Data", "Network", "Options", "Recipe", "Run", "check_range", "find_recipe",
+           "known_options", "read_yaml", "recipe_names", "write_yaml"]
 
 import dataclasses
 import math
@@ -291,13 +291,14 @@ def _check_values(options: Options) -> None:
         for name, hint in typing.get_type_hints(form).items():
             value = getattr(settings, name)
             if type(value) in (int, float):
-                _check_range(name, value)
+                check_range(name, value)
             if _fit(name, value, hint) != value:
                 # Text that reads as a number is for YAML alone.
                 raise VimlearnError(f"{name} is {value!r}, {_kind(value)}; expected a number")
 
 
-def _check_range(name: str, value: float) -> None:
+def check_range(name: str, value: float) -> None:
+    """Raise VimlearnError where the value of an option is out of bounds."""
     if not math.isfinite(value):
         raise VimlearnError(f"{name} is {value}; expected a finite number")
     if name in AT_LEAST and value < AT_LEAST[name]:

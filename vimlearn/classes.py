@@ -1,0 +1,40 @@
+"""Classes by name: which of those that a network knows is which of those in the data.
+
+ImageNet-1K's are wnids in folders and checkpoints, and words in the hub's dataset.
+"""
+
+__all__ = ["as_wnids", "imagenet_wnids", "positions"]
+
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data import ImageNetInfo
+
+from .errors import VimlearnError
+
+# Of 1,000 names, how many must agree: a few are worded differently from place to place.
+ENOUGH = 950
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the 1,000 wnids of ImageNet-1K, n01440764 to n15075141, in the order of the labels."""
+    return tuple(ImageNetInfo().label_names())
+
+
+def as_wnids(names: Sequence[str]) -> tuple[str, ...]:
+    """Return `names` as they are, or the wnids where they are ImageNet-1K's classes in words and in order."""
+    words = ImageNetInfo().label_descriptions() if len(names) == 1000 else []
+    same = sum(name == word for name, word in zip(names, words, strict=False))
+    return imagenet_wnids() if same >= ENOUGH else tuple(names)
+
+
+def positions(found: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+    """Return where each name in `found` stands in `known`. Raises VimlearnError where one is not there."""
+    order = {name: i for i, name in enumerate(known)}
+    strange = [name for name in found if name not in order]
+    if strange:
+        raise VimlearnError(f"{len(strange)} of the {len(found)} classes of the images, such as {strange[0]!r}, are "
+                            f"not among the {len(known)} that the network knows, such as {known[0]!r}; expected images "
+                            "of classes that it was trained on, under the same names")
+    return tuple(order[name] for name in found)
