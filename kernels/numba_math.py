@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from .numba_runtime import as_uint, as_wide, from_half, to_half
+from .numba_runtime import as_uint, as_wide, from_half, multiply_add, to_half
 
 # A product and a sum may become one instruction. Nothing may be reordered, or the rounding trick of `exp2` breaks.
 PLAIN = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "forceinline": True}
@@ -67,8 +67,8 @@ def _store(memory, i, x):
     return {types.uint16: rounded, types.int16: half}.get(memory.dtype, plain)
 
 
-def decay(t):
-    """Return 2^t for -126 <= t <= 0."""
+def decay(d, A2):
+    """Return 2^(d A2) for -126 <= d A2 <= 0."""
     raise NotImplementedError("compiled code only")
 
 
@@ -81,19 +81,28 @@ def exp2(t):
 def _power(t):
     """Return 2^t for -126 <= t <= 128: a polynomial for the fraction, the whole part added to the exponent bits."""
     shifted = t + MAGIC
-    f = t - (shifted - MAGIC)
+    return _scaled(t - (shifted - MAGIC), shifted)
+
+
+@register_jitable(**PLAIN)
+def _scaled(f, shifted):
     p = ((((P4 * f + P3) * f + P2) * f + P1) * f + P0) * f + F(1)
     return as_wide(as_uint(p) + (as_uint(shifted) << np.uint32(23)))
 
 
-# The comparisons are false for NaN, which passes through them.
 @overload(decay, jit_options=PLAIN)
-def _decay(t):
-    if t == types.float64:
-        return lambda t: math.exp(t * LN2)
-    return lambda t: _power(t)
+def _decay(d, A2):
+    if d == types.float64:
+        return lambda d, A2: math.exp(d * A2 * LN2)
+
+    def fused(d, A2):
+        # Twice the product inside a sum is cheaper than the product once and two sums.
+        shifted = multiply_add(d, A2, MAGIC)
+        return _scaled(multiply_add(d, A2, MAGIC - shifted), shifted)
+    return fused
 
 
+# The comparisons are false for NaN, which passes through them.
 @overload(exp2, jit_options=PLAIN)
 def _exp2(t):
     if t == types.float64:

@@ -11,8 +11,8 @@ with PyTorch's, and its workqueue layer aborts when two Python threads call at o
 - In a forked child it runs on one thread (see `forks`).
 """
 
-__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "from_half", "pack", "pointer", "run",
-           "scratch_slots", "shift", "stack", "to_half"]
+__all__ = ["TEAM", "apart", "as_uint", "as_wide", "compile_kernel", "from_half", "multiply_add", "pack",
+           "pointer", "run", "scratch_slots", "shift", "stack", "to_half"]
 
 import ctypes
 import functools
@@ -106,6 +106,16 @@ def _conversion(result: types.Type, argument: types.Type, convert):
     return intrinsic(conversion)
 
 
+@intrinsic
+def multiply_add(typingctx, x, y, z):
+    """Return x y + z, rounded once where the processor can, and as two operations where it cannot."""
+    def generate(context, builder, signature, args):
+        kind = args[0].type
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(function, args)
+    return x(x, x, x), generate
+
+
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
 # The same 32 bits, read as another type.
 as_uint = _conversion(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
@@ -158,21 +168,24 @@ def scratch_slots(tasks: int) -> int:
 
 
 @functools.cache
-def _layout(record: np.dtype) -> tuple[struct.Struct, tuple[str, ...]]:
-    """Return the packing of a record and the names of its numbers; those of a record inside one are "outer.inner"."""
-    names, codes = [], []
+def _packing(record: np.dtype, given: tuple[str, ...]) -> tuple[struct.Struct, list[str]]:
+    """Return how to pack a record of which only the given fields are not 0, and these in the order of the record."""
+    names, code = [], "="
     for name, (kind, _) in record.fields.items():
         inner = [(name, kind)] if kind.fields is None else [(f"{name}.{n}", k) for n, (k, _) in kind.fields.items()]
-        names += [n for n, _ in inner]
-        codes += [k.char for _, k in inner]
-    return struct.Struct("=" + "".join("d" if code == "d" else "q" for code in codes)), tuple(names)
+        names += [n for n, _ in inner if n in given]
+        code += "".join(("d" if k.char == "d" else "q") if n in given else "8x" for n, k in inner)
+    assert set(given) == set(names), f"unknown fields: {set(given) - set(names)}"
+    return struct.Struct(code), names
 
 
 def pack(record: np.dtype, values: dict[str, int | float]) -> bytearray:
-    """Return a record with the given numbers in its fields and 0 in all others. Much faster than field by field."""
-    packing, names = _layout(record)
-    assert values.keys() <= set(names), f"unknown fields: {values.keys() - set(names)}"
-    return bytearray(packing.pack(*[values.get(name, 0) for name in names]))
+    """Return a record with the given numbers in its fields and 0 in all others. Much faster than field by field.
+
+    A field of a record inside the record is called "outer.inner".
+    """
+    packing, names = _packing(record, tuple(values))
+    return bytearray(packing.pack(*map(values.__getitem__, names)))
 
 
 def run(kernel, args: bytearray, threads: int) -> None:

@@ -148,7 +148,7 @@ def _four_states_again(before, after, a, A2, d, x, total, B, C):
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):
         c1, c2, c3 = c + LANES, c + 2 * LANES, c + 3 * LANES
-        a0, a1, a2, a3 = decay(d[c] * A2[c]), decay(d[c] * A2[c1]), decay(d[c] * A2[c2]), decay(d[c] * A2[c3])
+        a0, a1, a2, a3 = decay(d[c], A2[c]), decay(d[c], A2[c1]), decay(d[c], A2[c2]), decay(d[c], A2[c3])
         s0, s1 = a0 * before[c] + x[c] * B0, a1 * before[c1] + x[c] * B1
         s2, s3 = a2 * before[c2] + x[c] * B2, a3 * before[c3] + x[c] * B3
         a[c], a[c1], a[c2], a[c3] = a0, a1, a2, a3

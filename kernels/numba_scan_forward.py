@@ -89,8 +89,8 @@ def four_states(s, A2, d, x, total, B, C):
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):
         c1, c2, c3 = c + LANES, c + 2 * LANES, c + 3 * LANES
-        s0, s1 = decay(d[c] * A2[c]) * s[c] + x[c] * B0, decay(d[c] * A2[c1]) * s[c1] + x[c] * B1
-        s2, s3 = decay(d[c] * A2[c2]) * s[c2] + x[c] * B2, decay(d[c] * A2[c3]) * s[c3] + x[c] * B3
+        s0, s1 = decay(d[c], A2[c]) * s[c] + x[c] * B0, decay(d[c], A2[c1]) * s[c1] + x[c] * B1
+        s2, s3 = decay(d[c], A2[c2]) * s[c2] + x[c] * B2, decay(d[c], A2[c3]) * s[c3] + x[c] * B3
         s[c], s[c1], s[c2], s[c3] = s0, s1, s2, s3
         total[c] += (s0 * C0 + s1 * C1) + (s2 * C2 + s3 * C3)
 

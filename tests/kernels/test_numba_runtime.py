@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from vimlearn.kernels import numba_runtime
@@ -173,3 +174,14 @@ assert any("NUMBA_CACHE_DIR" in str(w.message) for w in seen)
 print("fine")
 """
     run_apart(code)
+
+
+def test_a_record_is_packed_by_name():
+    """In any order of the names, with 0 in the fields that are not given."""
+    inner = np.dtype([("x", np.int64), ("y", np.int64)])
+    record = np.dtype([*numba_runtime.TEAM, ("scale", np.float64), ("first", inner), ("second", inner)])
+    for values in ({"second.x": 7, "tasks": 3, "scale": 0.5}, {"scale": 0.5, "tasks": 3, "second.x": 7}):
+        found = np.frombuffer(numba_runtime.pack(record, values), record)[0]
+        assert found.tolist() == (0, 0, 3, 0.5, (0, 0), (7, 0))
+    with pytest.raises(AssertionError, match=r"unknown fields: \{'second\.z'\}"):
+        numba_runtime.pack(record, {"second.z": 1})
