@@ -20,7 +20,7 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
-from .layout import Conv
+from .layout import Conv, cast
 from .numba_math import PLAIN, F, sigmoid
 from .numba_rows import LANES, by_rows, move_row, read_row
 from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
@@ -32,8 +32,10 @@ SEGMENT = 32
 # Tokens of a task of the backward kernel, which adds up the gradients of weight and bias over them.
 PART = 4 * SEGMENT
 
-# Addresses (0: there is no such tensor), and strides in numbers: _b between sequences, _l between tokens.
-DIRECTION = np.dtype([(name, np.int64) for name in ("weight", "bias", "reverse", "out", "grad", "grad_b", "grad_l")])
+# Addresses (0: there is no such tensor), and strides in numbers: _b between sequences, _l between tokens,
+# _e between channels, _k between taps.
+DIRECTION = np.dtype([(name, np.int64) for name in (
+    "weight", "weight_e", "weight_k", "bias", "reverse", "out", "grad", "grad_b", "grad_l")])
 CONV_ARGS = np.dtype([*TEAM, *((name, np.int64) for name in (
     "l", "e", "k", "directions", "silu", "part", "parts", "blocks", "scratch", "scratch_size", "x", "x_b", "x_l",
     "grad_x", "shares")), ("first", DIRECTION), ("second", DIRECTION)])
@@ -144,11 +146,12 @@ def _read_window(args, storage, i, start, count, channel, width, window):
 
 @register_jitable(**PLAIN)
 def _read_weight(args, conv, wide, channel, width, weight, turned, bias):
-    """Read the weight, (k, e) in memory, in the order of the window's rows, then turned round, and the bias."""
+    """Read the weight (k, LANES), in the order of the window's rows, then turned round, and the bias."""
     memory = apart(pointer(conv.weight, wide))
     for j in range(args.k):
-        row = shift(weight, j * LANES)
-        read_row(shift(memory, (args.k - 1 - j if conv.reverse else j) * args.e + channel), row, width)
+        row, tap = shift(weight, j * LANES), args.k - 1 - j if conv.reverse else j
+        for c in range(LANES):
+            row[c] = memory[(channel + c) * conv.weight_e + tap * conv.weight_k] if c < width else wide(0)
         move_row(row, shift(turned, (args.k - 1 - j) * LANES), LANES)
     read_row(shift(pointer(conv.bias, wide), channel), bias, width if conv.bias != 0 else 0)
 
@@ -218,18 +221,17 @@ def _kernel(task, dtype: torch.dtype):
 
 def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part: int, **fields: int) -> None:
     """Run the task for all sequences, parts and blocks of channels; `rows` and `fields` are what only it needs."""
-    (b, l, e), k = x.shape, convs[0].weight.shape[1]
-    # (e, k) -> (k, e)
-    weights = [conv.weight.to(_wide(x)).t().contiguous() for conv in convs]
-    biases = [None if conv.bias is None else conv.bias.to(_wide(x)).contiguous() for conv in convs]
+    (b, l, e), k, wide = x.shape, convs[0].weight.shape[1], _wide(x)
+    weights = [cast(conv.weight, wide) for conv in convs]
+    biases = [None if conv.bias is None else cast(conv.bias, wide).contiguous() for conv in convs]
     parts, blocks, size = -(-l // part), -(-e // LANES), (8 * k + 4 * SEGMENT) * LANES
     threads = scratch_slots(b * parts * blocks)
-    scratch = torch.empty(threads * size, dtype=_wide(x))
+    scratch = torch.empty(threads * size, dtype=wide)
     values = {"tasks": b * parts * blocks, "l": l, "e": e, "k": k, "directions": len(convs), "silu": silu, "part": part,
               "parts": parts, "blocks": blocks, "scratch": scratch.data_ptr(), "scratch_size": size, "x": x.data_ptr(),
               "x_b": x.stride(0), "x_l": x.stride(1), **fields}
     for prefix, conv, weight, bias, row in zip(DIRECTIONS, convs, weights, biases, rows, strict=False):
-        of_conv = {"weight": weight.data_ptr(), "bias": 0 if bias is None else bias.data_ptr(),
-                   "reverse": conv.reverse, **row}
+        of_conv = {"weight": weight.data_ptr(), "weight_e": weight.stride(0), "weight_k": weight.stride(1),
+                   "bias": 0 if bias is None else bias.data_ptr(), "reverse": conv.reverse, **row}
         values |= {prefix + name: value for name, value in of_conv.items()}
     run(_kernel(task, x.dtype), pack(CONV_ARGS, values), threads)

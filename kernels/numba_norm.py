@@ -20,6 +20,7 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
+from .layout import cast
 from .numba_math import PLAIN, SUMS, F, load, store
 from .numba_rows import by_rows
 from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift
@@ -117,7 +118,7 @@ def norm_forward(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     y, total = torch.empty(h.shape, dtype=h.dtype), torch.empty(h.shape, dtype=wide)
     rstd = torch.empty(h.shape[:2], dtype=wide)
-    _run(norm_forward_task, h.dtype, weight.to(wide), h.shape, {"h": h, "residual": residual},
+    _run(norm_forward_task, h.dtype, cast(weight, wide), h.shape, {"h": h, "residual": residual},
          y=y.data_ptr(), total=total.data_ptr(), rstd=rstd.data_ptr(), eps=eps)
     return y, total, rstd
 

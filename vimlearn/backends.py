@@ -68,8 +68,9 @@ class Operation:
 
     name: str
     _backends: dict[str, _Backend] = field(default_factory=dict)
-    # What `available` found for a type of device.
+    # What `available` found for a type of device, and `choose` for its arguments.
     _devices: dict[str, list[str]] = field(default_factory=dict)
+    _chosen: dict[tuple, Callable] = field(default_factory=dict)
 
     def register(self, backend: str, load: Callable[[], Callable], *, devices: tuple[str, ...] | None = None,
                  dtypes: tuple[torch.dtype, ...] | None = None, by_name_on: tuple[str, ...] = (),
@@ -83,7 +84,7 @@ class Operation:
         at = [name for name, _ in items].index(before) if before else len(items)
         items.insert(at, (check_backend(backend), _Backend(load, devices, dtypes, by_name_on)))
         self._backends = dict(items)
-        self._devices = {}
+        self._devices, self._chosen = {}, {}
 
     def available(self, device: torch.device) -> list[str]:
         """Return the names of the backends that run on `device`, in the order in which `auto` tries them."""
@@ -103,7 +104,13 @@ class Operation:
 
         Raises VimlearnError where the name is unknown, not there yet, not meant for the device, or fails to import.
         """
-        if check_backend(backend) == "auto":
+        key = (check_backend(backend), DEFAULT_BACKEND, device.type, dtype)
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(backend, device, dtype)
+        return self._chosen[key]
+
+    def _choose(self, backend: str, device: torch.device, dtype: torch.dtype | None) -> Callable:
+        if backend == "auto":
             backend = self.backend_or_auto(_check_default(DEFAULT_BACKEND), device)
         if backend == "auto":
             return self._load_first([name for name, b in self._backends.items() if b.is_meant_for(device, dtype)])

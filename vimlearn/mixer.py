@@ -21,7 +21,7 @@ from .bidirectional import BIDIRECTIONAL
 from .checks import state_dtype
 from .conv import CONV
 from .errors import VimlearnError
-from .kernels.layout import Conv, Scan
+from .kernels.layout import Conv, Scan, cast
 from .scan import SCAN
 
 
@@ -107,25 +107,26 @@ class BidirectionalMixer(nn.Module):
         # The operations without their checks: here the shapes fit by construction.
         convolve = CONV.choose(CONV.backend_or_auto(self.backend, x.device), x.device, x.dtype)
         convs = [Conv(d.conv.weight.squeeze(1), d.conv.bias, reverse=i == 1) for i, d in enumerate(directions)]
-        scans = [self.scan_inputs(u, d) for u, d in zip(convolve(x, convs, True), directions, strict=True)]
+        us = convolve(x, convs, True)
+        scans = [self.scan_inputs(u, d, reverse=i == 1) for i, (u, d) in enumerate(zip(us, directions, strict=True))]
         if self.bidirectional:
             scan = BIDIRECTIONAL.choose(self.backend, x.device, x.dtype)
             scale = 0.5 if self.halve_directions else 1.0
-            y = scan(scans[0], scans[1]._replace(reverse=True), z, True, scale)
+            y = scan(*scans, z, True, scale)
         else:
             u, delta, A, B, C, D, delta_bias, *_ = scans[0].projected()
             y, _ = SCAN.choose(self.backend, x.device, x.dtype)(u, delta, A, B, C, D, z, delta_bias, True, False)
         return self.out_proj(y)
 
-    def scan_inputs(self, u: Tensor, direction: Direction) -> Scan:
+    def scan_inputs(self, u: Tensor, direction: Direction, reverse: bool = False) -> Scan:
         """Return what the scan of one direction takes, for the convolved tokens u, (b, l, e)."""
         _, x_proj, dt_proj, A_log, D = direction
         # (b, l, r), (b, l, n), (b, l, n)
-        delta, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta, B, C = x_proj(u).split_with_sizes([self.dt_rank, self.d_state, self.d_state], dim=-1)
         wide = state_dtype(A_log.dtype)
         # The bias goes inside the softplus, in float32.
-        return Scan(u, delta, -A_log.to(wide).exp(), B, C, D.to(wide), dt_proj.bias.to(wide),
-                    dt_proj.weight.to(delta.dtype))
+        return Scan(u, delta, -cast(A_log, wide).exp(), B, C, cast(D, wide), cast(dt_proj.bias, wide),
+                    cast(dt_proj.weight, delta.dtype), reverse)
 
 
 def _random_steps(count: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:

@@ -23,6 +23,8 @@ from .scan import no_autocast
 
 # The fields of `Scan` that are tensors, in the order in which operators take them.
 FIELDS = Scan._fields[:-1]
+# What may stand where a kernel expects a tensor: no subclass, which may want to see operators.
+PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def scan_operators(name: str, kernels, projects: bool):
@@ -271,12 +273,9 @@ def _unobserved(tensors) -> bool:
     """
     if torch.compiler.is_compiling() or _needs_gradients(tensors):
         return False
-    for x in tensors:
-        if x is not None and type(x) is not Tensor and type(x) is not torch.nn.Parameter:
-            return False
-    return (tensors[0].device.type in ("cpu", "cuda") and not torch.jit.is_tracing()
-            and not torch._C._are_functorch_transforms_active() and not is_in_torch_dispatch_mode()
-            and torch.autograd.forward_ad._current_level < 0
+    return (PLAIN_TYPES.issuperset(map(type, tensors)) and tensors[0].device.type in ("cpu", "cuda")
+            and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
+            and not is_in_torch_dispatch_mode() and torch.autograd.forward_ad._current_level < 0
             and not torch.overrides._get_current_function_mode_stack())
 
 

@@ -74,3 +74,12 @@ def test_zero_size_and_mixed_devices_are_refused_for_every_backend():
             selective_scan(**(tensors | {"u": tensors["u"][:, :0]}), backend=backend)
         with pytest.raises(VimlearnError, match="move both to one device"):
             selective_scan(**(tensors | {"B": tensors["B"].to("meta")}), backend=backend)
+
+
+def test_what_was_chosen_is_forgotten_with_a_new_backend_and_told_apart_by_dtype():
+    operation = backends.Operation("scan")
+    operation.register("loop", lambda: "loop")
+    assert operation.choose("auto", CPU, torch.float32) == operation.choose("auto", CPU, torch.float32) == "loop"
+    operation.register("numba", lambda: "numba", devices=("cpu",), dtypes=(torch.float32,), before="loop")
+    assert [operation.choose("auto", CPU, dtype) for dtype in (torch.float32, torch.float64)] == ["numba", "loop"]
+    assert [operation.choose(name, CPU, torch.float32) for name in ("loop", "numba")] == ["loop", "numba"]
