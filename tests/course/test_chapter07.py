@@ -6,12 +6,6 @@ import torch
 import torch.nn.functional as F
 
 
-def test_ignorance(rejected):
-    rejected("ignorance", 0.1, "probability itself")
-    rejected("ignorance", 3.3219, "base 2")
-    rejected("ignorance", -2.3026, "sign")
-
-
 def test_smooth_cross_entropy(rejected):
     rejected("smooth_cross_entropy", lambda x, y, s: F.cross_entropy(x, y), "smoothing plays no part")
 
@@ -59,37 +53,76 @@ def test_decayed(rejected):
     rejected("decayed", "D", "one dimension")
 
 
-def test_learning_rate(rejected):
-    def rate(epoch, epochs, warmup, lr, low, start, after=0, first=0):
-        if epoch < warmup:
-            return start + (epoch + first) * (lr - start) / warmup
-        return low + (lr - low) / 2 * (1 + math.cos(math.pi * (epoch - after) / (epochs - after)))
+def rate(epoch, epochs, warmup, lr, low, start, delay=0, after=0, first=0, late_line=True, floor=0):
+    t = max(epoch - delay, floor)
+    if (t if late_line else epoch) < warmup:
+        return start + (t + first) * (lr - start) / warmup
+    return low + (lr - low) / 2 * (1 + math.cos(math.pi * (t - after) / (epochs - after)))
 
+
+def test_learning_rate(rejected):
     rejected("learning_rate", lambda *x: rate(*x, after=5), "counts from epoch 0")
     rejected("learning_rate", lambda *x: rate(*x, first=1), "runs at warmup_lr")
 
-    def no_floor(epoch, epochs, warmup, lr, low, start):
-        return rate(epoch, epochs, warmup, lr, low if epoch < warmup else 0, start)
+    def no_floor(epoch, epochs, warmup, lr, low, start, delay):
+        return rate(epoch, epochs, warmup, lr, low if epoch < warmup else 0, start, delay)
 
     rejected("learning_rate", no_floor, "min_lr")
 
-    def one_more(epoch, epochs, warmup, lr, low, start):
+    def one_more(epoch, epochs, warmup, lr, low, start, delay):
         if epoch <= warmup:
             return start + epoch * (lr - start) / warmup
-        return rate(epoch, epochs, warmup, lr, low, start)
+        return rate(epoch, epochs, warmup, lr, low, start, delay)
 
     rejected("learning_rate", one_more, "epoch < warmup")
     rejected("learning_rate", lambda e, n, *x: rate(e, n if e < 5 else n - 1, *x), "one epoch earlier")
 
 
-def test_confusion_matrix(rejected):
-    def by_index(labels, predictions, classes):
-        matrix = torch.zeros(classes, classes, dtype=torch.int64)
-        matrix[labels, predictions] += 1
-        return matrix
+def test_delay_of_the_learning_rate(rejected):
+    rejected("learning_rate", lambda *x: rate(*x[:-1]), "delay plays no part")
+    rejected("learning_rate", lambda *x: rate(*x[:-1], -x[-1]), "epoch - delay")
+    rejected("learning_rate", lambda *x: rate(*x, floor=-99), "below 0 counts as 0")
+    rejected("learning_rate", lambda *x: rate(*x, late_line=False), "where the warm-up ends")
 
-    def exchanged(labels, predictions, classes):
-        return torch.bincount(predictions * classes + labels, minlength=classes**2).view(classes, classes)
+    def cosine_alone(epoch, epochs, warmup, lr, low, start, delay):
+        return rate(epoch, epochs, warmup, lr, low, start, delay if epoch >= warmup + delay else 0)
 
-    rejected("confusion_matrix", by_index, "count once")
-    rejected("confusion_matrix", exchanged, "exchanged")
+    rejected("learning_rate", cosine_alone, "delay plays no part")
+
+
+def targets_of(labels, box, size, classes, smoothing, *, limited=True, share_of="first", partner="reversed"):
+    """CutMix by painting the rectangle pixel by pixel."""
+    top, bottom, left, right = box
+    second = sum(1 for row in range(top, bottom) for column in range(left, right)
+                 if not limited or (0 <= row < size and 0 <= column < size)) / size**2
+    own = torch.full((len(labels), classes), smoothing / classes, dtype=torch.float64)
+    own[torch.arange(len(labels)), labels] += 1 - smoothing
+    other = own.flip(0) if partner == "reversed" else own.roll(-1, 0)
+    first = 1 - second if share_of == "first" else second
+    return first * own + (1 - first) * other
+
+
+def test_cutmix_targets(rejected):
+    rejected("cutmix_targets", lambda *x: targets_of(*x, limited=False), "not limited")
+    rejected("cutmix_targets", lambda *x: targets_of(*x, share_of="second"), "exchanged")
+    rejected("cutmix_targets", lambda *x: targets_of(*x, partner="next"), "reverse order", "next")
+    rejected("cutmix_targets", lambda *x: targets_of(*x[:-1], 0.0), "smoothing plays no part")
+
+    def one_wider(labels, box, size, classes, smoothing):
+        return targets_of(labels, (box[0], box[1] + 1, box[2], box[3] + 1), size, classes, smoothing)
+
+    rejected("cutmix_targets", one_wider, "ends", "not part")
+
+    def single(labels, *rest):
+        return targets_of(labels, *rest).float()
+
+    rejected("cutmix_targets", single, "float32")
+
+
+def test_repeated_epoch(rejected):
+    rejected("repeated_epoch", (3753, 1281024), "does not grow")
+    rejected("repeated_epoch", (1251, 1281024), "third of the places")
+    rejected("repeated_epoch", (1251, 427055), "not of all images")
+    rejected("repeated_epoch", (1252, 427008), "round down")
+    rejected("repeated_epoch", (417, 427008), "twice")
+    rejected("repeated_epoch", (427008, 1251), "exchanged")

@@ -1,4 +1,4 @@
-"""Checks of chapter 07: loss, optimiser, schedule and confusion matrix of a training run."""
+"""Checks of chapter 07: loss, optimiser, schedule, mixed targets and epoch of a training run."""
 
 import math
 
@@ -13,25 +13,11 @@ def _randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@exercise("7.1", "The loss of knowing nothing")
-def ignorance(answer):
-    """-log(1/10), in nats."""
-    match(answer, math.log(10), name="the loss", mistakes={
-        "that is the probability itself; the loss is minus its logarithm": 0.1,
-        "that is in bits, with the logarithm to base 2; cross-entropy uses the natural one": math.log2(10),
-        "that is the logarithm to base 10; cross-entropy uses the natural one": 1.0,
-        "the loss is minus the logarithm, so its sign is plus": -math.log(10),
-        "that is the probability of being wrong": 0.9,
-        "that is minus the logarithm of being wrong; the loss looks at the true class": -math.log(0.9),
-    })
-    return "log 10 = 2.303 nats; a network that starts far above it starts out sure and wrong."
-
-
 def _smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-@exercise("7.2", "Cross-entropy with label smoothing")
+@exercise("7.1", "Cross-entropy with label smoothing")
 def smooth_cross_entropy(answer):
     """Mean over the batch of - sum over classes of target times log-probability."""
     logits, labels, smoothing = 2 * _randn(4, 3), torch.tensor([2, 0, 1, 1]), 0.2
@@ -64,7 +50,7 @@ def _adamw(w, g, m, v, t, lr, decay):
     return w - lr * decay * w - lr * step, m, v
 
 
-@exercise("7.3", "One step of AdamW")
+@exercise("7.2", "One step of AdamW")
 def adamw_step(answer):
     """Loshchilov and Hutter 2019, Algorithm 2; betas 0.9 and 0.999, eps 1e-8."""
     w, g, m, v = _randn(3), _randn(3, seed=1), 0.1 * _randn(3, seed=2), _randn(3, seed=3).square() * 0.01
@@ -99,7 +85,7 @@ def adamw_step(answer):
     return "averages, correction, step and decoupled decay agree with AdamW."
 
 
-@exercise("7.4", "What decays")
+@exercise("7.3", "What decays")
 def decayed(answer):
     """The only matrix among four parameters."""
     choose(answer, "A_log", wrong={
@@ -110,27 +96,28 @@ def decayed(answer):
     return "A_log is a matrix (e, n) and on no list, so it decays, in the published runs too."
 
 
-def _rate(epoch, epochs, warmup, lr, min_lr, warmup_lr):
-    if epoch < warmup:
-        return warmup_lr + epoch * (lr - warmup_lr) / warmup
-    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+def _rate(epoch, epochs, warmup, lr, min_lr, warmup_lr, delay=0):
+    t = max(epoch - delay, 0)
+    if t < warmup:
+        return warmup_lr + t * (lr - warmup_lr) / warmup
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * t / epochs)) / 2
 
 
-@exercise("7.5", "The learning rate of an epoch")
+@exercise("7.4", "The learning rate of an epoch")
 def learning_rate(answer):
-    """Linear warm-up, then a cosine over all epochs, counted from 0."""
+    """Linear warm-up, then a cosine over all epochs, counted from 0, the whole of it some epochs late."""
     facts = {"epochs": 20, "warmup": 5, "lr": 1e-3, "min_lr": 1e-5, "warmup_lr": 1e-6}
     values = tuple(facts.values())
     for epoch in (0, 2, 4):
-        found = call(answer, epoch, *values)
-        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}", mistakes={
+        found = call(answer, epoch, *values, 0)
+        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}, without delay", mistakes={
             "epoch 0 is the first: it runs at warmup_lr": _rate(epoch + 1, *values),
             "the warm-up starts at warmup_lr, and not at 0": epoch * 1e-3 / 5,
             "before epoch `warmup` the rate rises; the cosine comes after": _cosine(epoch, 20),
         })
     for epoch in (12, 20, 5):
-        found = call(answer, epoch, *values)
-        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}", mistakes={
+        found = call(answer, epoch, *values, 0)
+        match(found, _rate(epoch, *values), rtol=1e-6, name=f"the rate of epoch {epoch}, without delay", mistakes={
             "epoch `warmup` is the first on the cosine: the line is for epoch < warmup":
                 facts["lr"] if epoch == facts["warmup"] else math.nan,
             "the cosine counts from epoch 0, and not from the end of the warm-up": _cosine(epoch - 5, 15),
@@ -140,22 +127,69 @@ def learning_rate(answer):
             "half a wave and no whole one: cos(pi epoch / epochs)":
                 1e-5 + 0.99e-3 * (1 + math.cos(2 * math.pi * epoch / 20)) / 2,
         })
-    return "linear up to epoch 5, then half a cosine wave that counts from epoch 0."
+    # Late by 2: the warm-up's last epoch is then 6, so 5 tells a delay of the cosine alone from one of the whole.
+    for epoch in (0, 1, 3, 5, 6, 7, 15):
+        found = call(answer, epoch, *values, 2)
+        match(found, _rate(epoch, *values, 2), rtol=1e-6, name=f"the rate of epoch {epoch}, 2 epochs late", mistakes={
+            "before the schedule starts the rate stays at warmup_lr: an epoch below 0 counts as 0":
+                1e-6 + (epoch - 2) * (1e-3 - 1e-6) / 5 if epoch < 2 else math.nan,
+            "the delay plays no part": _rate(epoch, *values),
+            "a late schedule is read at an earlier epoch: epoch - delay, and not epoch + delay":
+                _rate(epoch + 2, *values),
+            "the delayed epoch also decides where the warm-up ends": _cosine(epoch - 2, 20),
+        })
+    return "linear up to epoch 5, then half a cosine wave that counts from epoch 0, all of it `delay` epochs late."
 
 
 def _cosine(epoch: int, epochs: int) -> float:
     return 1e-5 + 0.99e-3 * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-@exercise("7.6", "A confusion matrix")
-def confusion_matrix(answer):
-    """Row: true class. Column: predicted class."""
-    labels, predictions = torch.tensor([0, 0, 1, 2, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 0, 2, 2])
-    right = torch.zeros(5, 5, dtype=torch.int64)
-    for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True):
-        right[label, prediction] += 1
-    match(call(answer, labels, predictions, 5), right, name="the matrix", mistakes={
-        "rows and columns are exchanged: the row is the true class": right.T.contiguous(),
-        "cells that occur twice count once: adding to an index list adds once a cell": right.clamp(max=1),
+def _mixed(labels, share, classes, smoothing, partner=None):
+    own = F.one_hot(labels, classes).double() * (1 - smoothing) + smoothing / classes
+    return share * own + (1 - share) * (own.flip(0) if partner is None else own[partner])
+
+
+@exercise("7.5", "The targets of CutMix")
+def cutmix_targets(answer):
+    """The share is what is left of the first image, after the rectangle was limited to the image."""
+    labels, classes, smoothing = torch.tensor([2, 0, 4, 1]), 5, 0.1
+    for box, where in (((2, 5, 1, 7), "inside"), ((-3, 5, 6, 11), "beyond two edges")):
+        top, bottom, left, right = box
+        whole = (bottom - top) * (right - left) / 64
+        gone = (min(bottom, 8) - max(top, 0)) * (min(right, 8) - max(left, 0)) / 64
+        match(
+            call(answer, labels, box, 8, classes, smoothing), _mixed(labels, 1 - gone, classes, smoothing),
+            name=f"the targets for a rectangle {where}", mistakes={
+                "the two shares are exchanged: the first image keeps 1 minus the area of the rectangle":
+                    _mixed(labels, gone, classes, smoothing),
+                "the rectangle is not limited to the image: what lies outside does not count":
+                    _mixed(labels, 1 - whole if whole > gone else math.nan, classes, smoothing),
+                "smoothing plays no part": _mixed(labels, 1 - gone, classes, 0.0),
+                "the partners are the batch in reverse order, and not the next images":
+                    _mixed(labels, 1 - gone, classes, smoothing, torch.tensor([1, 2, 3, 0])),
+                "the partners are the batch in reverse order, and not the images before":
+                    _mixed(labels, 1 - gone, classes, smoothing, torch.tensor([3, 0, 1, 2])),
+                "the ends of the rectangle are not part of it":
+                    _mixed(labels, 1 - (bottom - top + 1) * (right - left + 1) / 64, classes, smoothing),
+                "every class gets smoothing / c, the true ones as well":
+                    _mixed(labels, 1 - gone, classes, smoothing) - smoothing / classes
+                    * (_mixed(labels, 1 - gone, classes, 0.0) > 0),
+            })
+    return "the share is what can be seen, and both smoothed targets are mixed by it."
+
+
+@exercise("7.6", "An epoch of ImageNet")
+def repeated_epoch(answer):
+    """1,281,024 places: 1,251 batches of 1,024, and a third of them different images."""
+    places = 1_281_167 // 256 * 256
+    steps, images = places // 1024, places // 3
+    match(answer, (steps, images), name=("steps", "images"), mistakes={
+        "an epoch does not grow with the repeats: it has as many places as without": (3 * steps, places),
+        "steps are right; the epoch does not grow, so a third of the places are different images": (steps, places),
+        "steps are right; take a third of the places, and not of all images": (steps, 1_281_167 // 3),
+        "what is less than a batch is not used: round down": (steps + 1, images),
+        "that divides twice: three places are one image, but a step is 1,024 places": (steps // 3, images),
+        "the two numbers are exchanged: steps first": (images, steps),
     })
-    return "each image adds one at (true, predicted), and the diagonal holds what is right."
+    return "1,251 steps and 427,008 images; the published trainer counts the same steps."
