@@ -15,9 +15,9 @@ import re
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 
+from .cli_eval import EvalOptions, accuracy_line, report
 from .errors import VimlearnError, nearest
 
 USAGE = """\
@@ -26,27 +26,13 @@ usage: vimlearn COMMAND [OPTIONS]
 Vision Mamba: train it, test it, and see how far you are in the course.
 
   vimlearn train      train a network; without options, the built-in one on handwritten digits
-  vimlearn eval       accuracy of a trained network, from its checkpoint
+  vimlearn eval       accuracy of trained weights: a run's, or published ones
   vimlearn progress   which exercises of the course you have solved
   vimlearn fetch      download a published set of images: cifar10 or imagenette
 
   vimlearn COMMAND --help   every option of a command
   vimlearn --version        the version
 """
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Options of `vimlearn eval`."""
-
-    checkpoint: str
-    """File of weights with its settings, as `vimlearn train` writes it: FOLDER/model.safetensors."""
-    dataset: str = "digits"
-    """Name of the set of images: digits. Its held-out part is used."""
-    batch_size: int = 256
-    """Images at a time, a count. It changes speed and memory, not results beyond rounding."""
-    confusion: bool = False
-    """Whether to print which class was taken for which as well."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -108,7 +94,7 @@ def _train(args: list[str]) -> None:
     result = train(options)
     if int(os.environ.get("RANK", 0)):
         return
-    print(_accuracy_line(result.heldout, "held-out accuracy"))
+    print(accuracy_line(result.heldout, "held-out accuracy"))
     if options.data.dataset == "digits":
         from .data import digits
         from .evaluate import nearest_neighbour
@@ -125,50 +111,13 @@ NEIGHBOUR_NOTE = """\
 
 
 def _evaluate(args: list[str]) -> None:
-    """Measure a trained network on the held-out part of a set of images."""
+    """Measure trained weights on the held-out part of a set of images: top-1 and top-5 accuracy and cross-entropy.
+
+    The weights are those of a run, --checkpoint FILE, or those of a released network, --model NAME --weights SOURCE.
+    Images of some of the network's classes are enough; all its classes stay in the choice.
+    """
     options = _parse(EvalOptions, "eval", _evaluate.__doc__, args, [f.name for f in fields(EvalOptions)])
-
-    from .checkpoint import load_model
-    from .data import load_dataset
-    from .evaluate import evaluate
-
-    if not Path(options.checkpoint).is_file():
-        raise VimlearnError(f"there is no file {options.checkpoint}; expected the model.safetensors of a run")
-    if options.batch_size < 1:
-        raise VimlearnError(f"batch_size is {options.batch_size}; expected at least 1")
-    _, heldout = load_dataset(options.dataset)
-    result = evaluate(load_model(options.checkpoint), heldout, options.batch_size)
-    print(_accuracy_line(result, "top-1 accuracy, held out"))
-    print(f"  {result.topk_accuracy(5):8.2%}  top-5 accuracy\n  {result.loss:8.4f}  cross-entropy, nats\n")
-    print("\n".join(_class_table(result)))
-    if options.confusion:
-        print("\n" + "\n".join(_confusion_table(result)))
-
-
-def _accuracy_line(result, what: str) -> str:
-    right = (result.predictions == result.labels).sum().item()
-    return f"  {result.accuracy:8.2%}  {what} ({right} of {len(result.labels)} images)"
-
-
-def _class_table(result) -> list[str]:
-    """Return the rows: of the images of a class, how many were found; of what was named so, how much was right."""
-    found, named = result.confusion.sum(1).tolist(), result.confusion.sum(0).tolist()
-    right = result.confusion.diagonal().tolist()
-    wide = max(5, *map(len, result.classes))
-    rows = [f"  {'class':>{wide}}  images   right  recall  precision"]
-    for name, images, calls, hits in zip(result.classes, found, named, right, strict=True):
-        recall, precision = (f"{hits / count:.1%}" if count else "-" for count in (images, calls))
-        rows.append(f"  {name:>{wide}}  {images:6}  {hits:6}  {recall:>6}  {precision:>9}")
-    return rows
-
-
-def _confusion_table(result) -> list[str]:
-    wide = max(5, *map(len, result.classes))
-    rows = ["  row: true class, column: predicted class",
-            "  " + "".join(f"{name:>{wide}}" for name in ("", *result.classes))]
-    for name, counts in zip(result.classes, result.confusion.tolist(), strict=True):
-        rows.append("  " + "".join(f"{cell:>{wide}}" for cell in (name, *(count or "." for count in counts))))
-    return rows
+    print("\n".join(report(options)))
 
 
 def _progress(args: list[str]) -> None:

@@ -1,16 +1,17 @@
 """How good a classifier is on labelled images: accuracy, the table of each class, confusion, and a simple rival."""
 
-__all__ = ["Evaluation", "evaluate", "nearest_neighbour"]
+__all__ = ["Evaluation", "evaluate", "nearest_neighbour", "relabelled"]
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .classes import positions
 from .data import ImageSet
 from .errors import VimlearnError
 from .sources import Images, Shards, Unreadable
@@ -125,6 +126,22 @@ class _Chosen(Dataset):
         except Unreadable as error:
             return str(error)
         return image if self.transform is None else self.transform(image), label
+
+
+def relabelled(data: ImageSet | Images | Shards, classes: Sequence[str]) -> ImageSet | Images | Shards:
+    """Return the same images with their labels as positions in `classes`, the classes that a network knows.
+
+    They may be more than those of the images, and in another order. Shards know no names, and keep their labels.
+    Raises VimlearnError where a class of the images is not among them.
+    """
+    classes = tuple(classes)
+    if isinstance(data, Shards):
+        return replace(data, classes=classes) if len(classes) == len(data.classes) else data
+    numbers = positions(data.classes, classes)
+    if isinstance(data, ImageSet):
+        return replace(data, labels=torch.tensor(numbers)[data.labels], classes=classes)
+    own = data.numbers or range(len(data.classes))
+    return replace(data, numbers=tuple(numbers[i] for i in own), classes=classes)
 
 
 def nearest_neighbour(training: ImageSet, heldout: ImageSet) -> float:

@@ -11,7 +11,7 @@ The readers are timm's. What is checked before a run starts is checked here, and
 __all__ = ["Images", "Shards", "Source", "open_source"]
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,11 +21,16 @@ from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
+from .classes import as_wnids
 from .data import DATASETS, ImageSet, load_dataset
 from .errors import VimlearnError, nearest
 
 IMAGENET_IMAGES = (1_281_167, 50_000)
 HELDOUT_NAMES = ("val", "validation", "valid", "test")
+# What the parts of a set may be called.
+Parts = tuple[tuple[str, ...], ...]
+BOTH_PARTS: Parts = (("train",), HELDOUT_NAMES)
+HELDOUT_PART: Parts = (HELDOUT_NAMES,)
 
 
 class Unreadable(Exception):
@@ -36,11 +41,13 @@ class Unreadable(Exception):
 class Images:
     """Labelled images that are decoded when asked for; images[i] is (a PIL image in RGB, label).
 
-    reader: timm's. classes: the names, in order.
+    reader: timm's. classes: the names, in order. numbers: for each label of the reader, its position in `classes`; None
+    where they are the same.
     """
 
     reader: object
     classes: tuple[str, ...]
+    numbers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -50,7 +57,7 @@ class Images:
         try:
             file, label = self.reader[i]
             with file, Image.open(file) as image:
-                return image.convert("RGB"), int(label)
+                return image.convert("RGB"), int(label) if self.numbers is None else self.numbers[label]
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Unreadable(f"{self.name(i)}: {' '.join(str(error).split())[:200]}") from error
 
@@ -101,9 +108,12 @@ SHARD_KEYS = "jpg;jpeg;png;webp"
 
 @dataclass(frozen=True)
 class Source:
-    """A set of images, opened: its two parts, the names of its classes, and what it is, in words."""
+    """A set of images, opened: its two parts, the names of its classes, and what it is, in words.
 
-    training: ImageSet | Images | Shards
+    training is None where only the held-out part was asked for.
+    """
+
+    training: ImageSet | Images | Shards | None
     heldout: ImageSet | Images | Shards
     classes: tuple[str, ...]
     description: str
@@ -112,34 +122,37 @@ class Source:
     @property
     def is_stream(self) -> bool:
         """Whether the images come one after the other and cannot be asked for by number."""
-        return isinstance(self.training, Shards)
+        return isinstance(self.heldout, Shards)
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(H, W) of images in memory; None where they are decoded and may differ in size."""
-        return tuple(self.training.images.shape[-2:]) if isinstance(self.training, ImageSet) else None
+        return tuple(self.heldout.images.shape[-2:]) if isinstance(self.heldout, ImageSet) else None
 
     @property
     def in_chans(self) -> int:
         """Colours of an image, a count."""
-        return self.training.images.shape[1] if isinstance(self.training, ImageSet) else 3
+        return self.heldout.images.shape[1] if isinstance(self.heldout, ImageSet) else 3
 
 
-def open_source(name: str, num_classes: int | None = None) -> Source:
+def open_source(name: str, num_classes: int | None = None, heldout_only: bool = False) -> Source:
     """Open the set of images called `name`, as above, and check it.
 
-    Arguments: num_classes, how many classes it must have; shards need it, since they do not say.
+    Arguments
+        num_classes: how many classes it must have; shards need it, since they do not say.
+        heldout_only: open the held-out part alone. The other one need not be there.
+
     Raises VimlearnError where there is no such set, where a part is missing, where a class folder is empty or stands in
     one part only, or where the number of classes differs.
     """
     kind, _, rest = name.partition(":")
+    parts = HELDOUT_PART if heldout_only else BOTH_PARTS
     if kind in READERS and rest:
-        source = READERS[kind](rest, num_classes)
+        source = READERS[kind](rest, num_classes, parts)
     elif name in DATASETS:
-        training, heldout = load_dataset(name)
-        source = Source(training, heldout, training.classes, f"{name}: {_counts(training, heldout)}")
+        source = _source(f"{name}: ", load_dataset(name)[-len(parts):])
     elif Path(name).is_dir():
-        source = _open_folders(Path(name))
+        source = _open_folders(Path(name), parts)
     else:
         raise VimlearnError(f"unknown dataset {name!r}{nearest(name, DATASETS)}, and there is no such folder; expected "
                             f"{', '.join(DATASETS)}, the path of a folder with train/ and val/, wds:PATH or hf:NAME")
@@ -149,28 +162,36 @@ def open_source(name: str, num_classes: int | None = None) -> Source:
     return source
 
 
-def _open_folders(root: Path) -> Source:
-    training, heldout = _part(root, ("train",)), _part(root, HELDOUT_NAMES)
-    classes = _class_folders(training)
-    other = _class_folders(heldout)
-    alone = sorted(set(classes) ^ set(other))
-    if alone:
-        raise VimlearnError(f"{training} has {len(classes)} class folders and {heldout} has {len(other)}; "
-                            f"{alone[0]} is in one of them only. Expected the same classes in both")
+def _source(what: str, parts: Sequence, notes: tuple[str, ...] = ()) -> Source:
+    """Return the Source of both parts, or of the held-out part alone."""
+    training, heldout = (None, *parts) if len(parts) == 1 else parts
+    counts = f"{len(heldout):,} images held out" if training is None else \
+        f"{len(training):,} images to train on, {len(heldout):,} held out"
+    return Source(training, heldout, heldout.classes, f"{what}{counts}, {len(heldout.classes):,} classes", notes)
+
+
+def _open_folders(root: Path, wanted: Parts) -> Source:
+    folders = [_part(root, names) for names in wanted]
+    classes, *others = map(_class_folders, folders)
+    for other in others:
+        alone = sorted(set(classes) ^ set(other))
+        if alone:
+            raise VimlearnError(f"{folders[0]} has {len(classes)} class folders and {folders[1]} has {len(other)}; "
+                                f"{alone[0]} is in one of them only. Expected the same classes in both")
     parts = []
-    for folder in (training, heldout):
+    for folder in folders:
         reader = create_reader("", root=str(folder))
         empty = sorted(set(classes) - set(reader.class_to_idx))
         if empty:
             raise VimlearnError(f"{folder / empty[0]} holds no image; expected at least one file ending in "
                                 f"{', '.join(get_img_extensions())}, or remove the class from both parts")
         parts.append(Images(reader, tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get))))
-    counts = tuple(len(part) for part in parts)
-    known = "ImageNet-1K, " if len(classes) == 1000 and classes[0] == "n01440764" else ""
-    notes = ()
-    if known and counts != IMAGENET_IMAGES:
-        notes = (f"the whole ImageNet-1K has {IMAGENET_IMAGES[0]:,} and {IMAGENET_IMAGES[1]:,} images",)
-    return Source(*parts, parts[0].classes, f"{root}: {known}{_counts(*parts)}", notes)
+    if len(classes) != 1000 or classes[0] != "n01440764":
+        return _source(f"{root}: ", parts)
+    whole = IMAGENET_IMAGES[-len(parts):]
+    notes = () if tuple(map(len, parts)) == whole else (
+        f"the whole ImageNet-1K has {' and '.join(f'{count:,}' for count in whole)} images",)
+    return _source(f"{root}: ImageNet-1K, ", parts, notes)
 
 
 def _part(root: Path, names: tuple[str, ...]) -> Path:
@@ -194,7 +215,7 @@ def _flat_hint(part: Path) -> str:
     return f"; {flat.name} lies there without a class (data/README.md says how to sort ImageNet's)" if flat else ""
 
 
-def _open_shards(path: str, num_classes: int | None) -> Source:
+def _open_shards(path: str, num_classes: int | None, wanted: Parts) -> Source:
     try:
         import webdataset  # noqa: F401
     except ImportError as error:
@@ -212,7 +233,7 @@ def _open_shards(path: str, num_classes: int | None) -> Source:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VimlearnError(f"{info} is no description of shards: {error}; expected splits with num_samples and "
                             "filenames") from error
-    names = [_split_name(found, wanted, root) for wanted in (("train",), HELDOUT_NAMES)]
+    names = [_split_name(found, names, root) for names in wanted]
     for name in names:
         gone = [file for file in found[name][1] if not (root / file).is_file()]
         if gone:
@@ -220,10 +241,10 @@ def _open_shards(path: str, num_classes: int | None) -> Source:
                                 f"{root / gone[0]}; fetch them again")
     classes = tuple(str(i) for i in range(num_classes))
     parts = [Shards(str(root), name, found[name][0], classes) for name in names]
-    return Source(*parts, classes, f"{root}: tar shards, {_counts(*parts)}")
+    return _source(f"{root}: tar shards, ", parts)
 
 
-def _open_hub(name: str, num_classes: int | None) -> Source:
+def _open_hub(name: str, num_classes: int | None, wanted: Parts) -> Source:
     try:
         import datasets
     except ImportError as error:
@@ -236,15 +257,15 @@ def _open_hub(name: str, num_classes: int | None) -> Source:
             features = dict(datasets.load_dataset(name, split=splits[0]).features)
         image = _column(name, features, datasets.Image)
         label = _column(name, features, datasets.ClassLabel)
-        classes = tuple(features[label].names)
-        parts = [Images(create_reader(f"hfds/{name}", split=_split_name(splits, wanted, name), input_key=image,
-                                      target_key=label), classes) for wanted in (("train",), HELDOUT_NAMES)]
+        classes = as_wnids(features[label].names)
+        parts = [Images(create_reader(f"hfds/{name}", split=_split_name(splits, names, name), input_key=image,
+                                      target_key=label), classes) for names in wanted]
     except VimlearnError:
         raise
     except Exception as error:  # the library's own, and those of its HTTP library, which change with its version
         reason = " ".join(str(error).split())[:300]
         raise VimlearnError(f"cannot open the Hugging Face dataset {name}: {reason}") from error
-    return Source(*parts, classes, f"{name}: {_counts(*parts)}")
+    return _source(f"{name}: ", parts)
 
 
 def _column(name: str, features: dict, kind: type) -> str:
@@ -261,8 +282,4 @@ def _split_name(splits, wanted: tuple[str, ...], where) -> str:
     raise VimlearnError(f"{where} has no part called {wanted[0]}; it has {', '.join(splits) or 'none'}")
 
 
-def _counts(training, heldout) -> str:
-    return f"{len(training):,} images to train on, {len(heldout):,} held out, {len(training.classes):,} classes"
-
-
-READERS: dict[str, Callable[[str, int | None], Source]] = {"wds": _open_shards, "hf": _open_hub}
+READERS: dict[str, Callable[[str, int | None, Parts], Source]] = {"wds": _open_shards, "hf": _open_hub}
