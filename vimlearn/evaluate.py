@@ -15,6 +15,7 @@ from .classes import positions
 from .data import ImageSet
 from .errors import VimlearnError
 from .sources import Images, Shards, Unreadable
+from .workers import leave_signals, one_line
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def _batches(data, transform, batch_size, workers, rank, processes) -> Iterator[
         chosen.transform = transform
     else:
         chosen = _Chosen(data, range(rank * len(data) // processes, (rank + 1) * len(data) // processes), transform)
-    for items in DataLoader(chosen, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator()):
+    loader = DataLoader(chosen, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator(),
+                        worker_init_fn=leave_signals)
+    for items in one_line(loader):
         good = [item for item in items if not isinstance(item, str)]
         images = torch.stack([image for image, _ in good]) if good else None
         yield images, torch.tensor([int(label) for _, label in good]), [item for item in items if isinstance(item, str)]

@@ -5,25 +5,26 @@
     wds:PATH        tar shards (WebDataset) with their _info.json
     hf:NAME         a Hugging Face dataset with a column of images and a column of classes
 
-The readers are timm's. What is checked before a run starts is checked here, and said in one line.
+The readers are timm's, but for shards (shards.py). What is checked before a run starts is checked here, and said in one
+line.
 """
 
 __all__ = ["Images", "Shards", "Source", "open_source"]
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-from timm.data import IterableImageDataset
+from PIL import Image
 from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
-from torch.utils.data import IterableDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.utils.misc import natural_key
 
 from .classes import as_wnids
 from .data import DATASETS, ImageSet, load_dataset
 from .errors import VimlearnError, nearest
+from .shards import Shards, describe_shards
 
 IMAGENET_IMAGES = (1_281_167, 50_000)
 HELDOUT_NAMES = ("val", "validation", "valid", "test")
@@ -57,9 +58,14 @@ class Images:
         try:
             file, label = self.reader[i]
             with file, Image.open(file) as image:
-                return image.convert("RGB"), int(label) if self.numbers is None else self.numbers[label]
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                decoded = image.convert("RGB")
+        except Exception as error:  # whatever a decoder stumbles over in bytes that a stranger wrote
             raise Unreadable(f"{self.name(i)}: {' '.join(str(error).split())[:200]}") from error
+        if self.numbers is None:
+            return decoded, int(label)
+        if not 0 <= label < len(self.numbers):
+            raise VimlearnError(f"{self.name(i)} has label {label}; expected 0 to {len(self.numbers) - 1}")
+        return decoded, self.numbers[label]
 
     def name(self, i: int) -> str:
         """Return what image i is called: its file."""
@@ -67,43 +73,6 @@ class Images:
             return str(self.reader.filename(i, absolute=True))
         except (TypeError, KeyError, AttributeError):
             return f"image {i}"
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Tar shards, read one after the other. root: their folder. split: as _info.json calls it. count: images."""
-
-    root: str
-    split: str
-    count: int
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def shuffled(self, seed: int, batch_size: int, workers: int) -> IterableDataset:
-        """Return the (image, label) of one epoch of training, in an order drawn from `seed`, dealt to all processes and
-        their workers; at least as many as there are, filled up to whole batches.
-        """
-        dataset = self._open(is_training=True, batch_size=batch_size, seed=seed % 2**31)
-        dataset.set_epoch(0)
-        dataset.set_loader_cfg(num_workers=workers)
-        return dataset
-
-    def share(self, rank: int, processes: int) -> IterableDataset:
-        """Return the (image, label) of every `processes`-th shard, each image once, in the order they lie in."""
-        dataset = self._open()
-        reader = dataset.reader
-        reader.split_info = replace(reader.split_info, filenames=reader.split_info.filenames[rank::processes])
-        # Dealt above: shard by shard, so that none is read twice or cut off.
-        reader.dist_rank, reader.dist_num_replicas = 0, 1
-        return dataset
-
-    def _open(self, **settings) -> IterableImageDataset:
-        return IterableImageDataset(self.root, reader="wds/", split=self.split, input_key=SHARD_KEYS, **settings)
-
-
-SHARD_KEYS = "jpg;jpeg;png;webp"
 
 
 @dataclass(frozen=True)
@@ -178,20 +147,34 @@ def _open_folders(root: Path, wanted: Parts) -> Source:
         if alone:
             raise VimlearnError(f"{folders[0]} has {len(classes)} class folders and {folders[1]} has {len(other)}; "
                                 f"{alone[0]} is in one of them only. Expected the same classes in both")
-    parts = []
-    for folder in folders:
-        reader = create_reader("", root=str(folder))
-        empty = sorted(set(classes) - set(reader.class_to_idx))
-        if empty:
-            raise VimlearnError(f"{folder / empty[0]} holds no image; expected at least one file ending in "
-                                f"{', '.join(get_img_extensions())}, or remove the class from both parts")
-        parts.append(Images(reader, tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get))))
+    # timm's order; where that has ties, such as a and A, by name.
+    classes.sort(key=natural_key)
+    parts = [Images(_folder_reader(folder, classes), tuple(classes)) for folder in folders]
     if len(classes) != 1000 or classes[0] != "n01440764":
         return _source(f"{root}: ", parts)
     whole = IMAGENET_IMAGES[-len(parts):]
     notes = () if tuple(map(len, parts)) == whole else (
         f"the whole ImageNet-1K has {' and '.join(f'{count:,}' for count in whole)} images",)
     return _source(f"{root}: ImageNet-1K, ", parts, notes)
+
+
+def _folder_reader(folder: Path, classes: list[str]) -> ReaderImageFolder:
+    """Return a reader of folder/CLASS/IMAGE, its labels the positions in `classes`."""
+    try:
+        reader = ReaderImageFolder(str(folder))
+    except RuntimeError:
+        # No image at all
+        found = set()
+    else:
+        found = set(reader.class_to_idx)
+    for name in sorted(found - set(classes)):
+        raise VimlearnError(f"{folder} has images in a folder {name!r} below those of the classes, or in none; "
+                            f"expected {folder}/CLASS/IMAGE alone")
+    for name in sorted(set(classes) - found):
+        raise VimlearnError(f"{folder / name} holds no image; expected at least one file ending in "
+                            f"{', '.join(get_img_extensions())}, or remove the class from both parts")
+    order = {name: i for i, name in enumerate(classes)}
+    return reader if reader.class_to_idx == order else ReaderImageFolder(str(folder), class_map=order)
 
 
 def _part(root: Path, names: tuple[str, ...]) -> Path:
@@ -216,32 +199,18 @@ def _flat_hint(part: Path) -> str:
 
 
 def _open_shards(path: str, num_classes: int | None, wanted: Parts) -> Source:
-    try:
-        import webdataset  # noqa: F401
-    except ImportError as error:
-        raise VimlearnError("tar shards need the package webdataset: pip install webdataset") from error
     root = Path(path)
-    info = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
-    if info is None:
-        raise VimlearnError(f"{root} has no _info.json; expected a folder of tar shards with one, such as the hub's "
-                            "timm/imagenet-1k-wds (data/README.md has the layout)")
+    found = describe_shards(root)
     if num_classes is None:
         raise VimlearnError("tar shards do not say how many classes they hold; pass --num-classes")
-    try:
-        splits = json.loads(info.read_text(encoding="utf-8"))["splits"]
-        found = {name: (int(split["num_samples"]), list(split["filenames"])) for name, split in splits.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VimlearnError(f"{info} is no description of shards: {error}; expected splits with num_samples and "
-                            "filenames") from error
     names = [_split_name(found, names, root) for names in wanted]
     for name in names:
-        gone = [file for file in found[name][1] if not (root / file).is_file()]
+        gone = [file for file, _ in found[name] if not (root / file).is_file()]
         if gone:
-            raise VimlearnError(f"{len(gone)} of {len(found[name][1])} shards of {name} are missing, such as "
+            raise VimlearnError(f"{len(gone)} of {len(found[name])} shards of {name} are missing, such as "
                                 f"{root / gone[0]}; fetch them again")
     classes = tuple(str(i) for i in range(num_classes))
-    parts = [Shards(str(root), name, found[name][0], classes) for name in names]
-    return _source(f"{root}: tar shards, ", parts)
+    return _source(f"{root}: tar shards, ", [Shards(str(root), found[name], classes) for name in names])
 
 
 def _open_hub(name: str, num_classes: int | None, wanted: Parts) -> Source:

@@ -62,6 +62,7 @@ def train(options: Options | None = None, on_epoch: Callable[[dict], None] | Non
         except VimlearnError as error:
             raise VimlearnError(f"{error}; {trainer.folder.kept()}" if trainer.folder else str(error)) from error
         finally:
+            trainer.batches.close()
             if trainer.folder:
                 trainer.folder.close()
 
@@ -77,6 +78,8 @@ def _run(trainer: Trainer, state: State, on_epoch, request: Request) -> Result:
                 if request.signal or state.step % options.run.save_steps == 0:
                     trainer.save(state)
                 if request.signal:
+                    # The first process to end has the others ended, and one of them is writing.
+                    trainer.processes.wait()
                     raise Stopped(request.signal, _farewell(trainer, state))
             row, heldout = trainer.look(state)
             bar.set_postfix_str(f"epoch {state.epoch}, held out {heldout.accuracy:.2%}")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..errors import VimlearnError
 from ..sources import Shards, Unreadable
-from ..workers import leave_signals
-from .draws import IMAGE, draw_from, place_seed
+from ..workers import leave_signals, one_line, shut_down
+from .draws import IMAGE, ORDER, draw_from, place_seed
 from .order import Order, Place
 
 # Images beside an unreadable one that are tried in its place.
@@ -26,15 +26,11 @@ NEIGHBOURS = 16
 
 
 class Batch(NamedTuple):
-    """images (b, in_chans, H, W), labels (b,), and a line for each image that could not be read.
+    """images (b, in_chans, H, W), labels (b,), and a line for each image that could not be read."""
 
-    failure: what is wrong, where there is no batch. (An error that is raised in a worker comes with its traceback.)
-    """
-
-    images: Tensor | None
-    labels: Tensor | None
+    images: Tensor
+    labels: Tensor
     unreadable: tuple[str, ...]
-    failure: str | None = None
 
 
 class Drawn(Dataset):
@@ -43,9 +39,10 @@ class Drawn(Dataset):
     def __init__(self, images, transform: Callable, seed: int):
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int, list[str]] | str:
-        """Return the image, its label, and what was unreadable on the way; or what is wrong. A damaged image's place
-        goes to the next.
+    def __getitem__(self, place: Place) -> tuple[Tensor, int, list[str]]:
+        """Return the image, its label, and what was unreadable on the way. A damaged image's place goes to the next.
+
+        Raises VimlearnError where none nearby can be read, and on a label that is none.
         """
         unreadable: list[str] = []
         for i in range(NEIGHBOURS):
@@ -55,24 +52,32 @@ class Drawn(Dataset):
             except Unreadable as error:
                 unreadable.append(str(error))
         else:
-            return f"{NEIGHBOURS} images in a row cannot be read; the first: {unreadable[0]}"
+            raise _none_readable(unreadable)
+        _check_label(label, self.images.classes)
         draw_from(self.seed, IMAGE, place.epoch, place.position)
-        return _wrong_label(label, self.images.classes) or (self.transform(image), int(label), unreadable)
+        return self.transform(image), int(label), unreadable
 
 
 class DrawnStream(IterableDataset):
-    """Training images of one epoch from shards."""
+    """Training images of one epoch from shards, as Drawn gives them."""
 
-    def __init__(self, stream, classes: tuple[str, ...], transform: Callable, seed: int, epoch: int, rank: int):
-        self.stream, self.classes, self.transform = stream, classes, transform
-        self.seed, self.epoch, self.rank = seed, epoch, rank
+    def __init__(self, shards: Shards, transform: Callable, seed: int, epoch: int, order: Order):
+        self.shards, self.transform, self.seed, self.epoch, self.order = shards, transform, seed, epoch, order
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]] | str]:
-        worker = get_worker_info()
-        place = (self.epoch, self.rank, worker.id if worker else 0)
-        for i, (image, label) in enumerate(self.stream):
-            draw_from(self.seed, IMAGE, *place, i)
-            yield _wrong_label(label, self.classes) or (self.transform(image), int(label), [])
+    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]]]:
+        worker, unreadable, position = get_worker_info(), [], 0
+        stream = self.shards.shuffled(place_seed(self.seed, ORDER, self.epoch), self.order.rank, self.order.processes)
+        for item in stream:
+            if isinstance(item, str):
+                unreadable.append(item)
+                if len(unreadable) == NEIGHBOURS:
+                    raise _none_readable(unreadable)
+                continue
+            image, label = item
+            _check_label(label, self.shards.classes)
+            draw_from(self.seed, IMAGE, self.epoch, self.order.rank, worker.id if worker else 0, position)
+            yield self.transform(image), label, unreadable
+            unreadable, position = [], position + 1
 
 
 class Batches:
@@ -89,41 +94,37 @@ class Batches:
         """Yield the parts of the batches of an epoch, counted from 1, from a step on, counted from 0."""
         self.order.start(number, first_step)
         if isinstance(self.images, Shards):
-            batches = itertools.islice(self._stream(number), self.order.steps * self.order.parts)
+            drawn = DrawnStream(self.images, self.transform, self.seed, number, self.order)
+            loader = self._loader(drawn, batch_size=self.order.part_size)
+        elif self.loader is None:
+            loader = self.loader = self._loader(Drawn(self.images, self.transform, self.seed), batch_sampler=self.order,
+                                                persistent_workers=self.workers > 0)
         else:
-            batches = self._by_number()
-        for batch in batches:
-            if batch.failure:
-                raise VimlearnError(batch.failure)
-            yield batch
+            loader = self.loader
+        yield from itertools.islice(one_line(loader), len(self.order))
 
-    def _by_number(self) -> Iterator[Batch]:
-        if self.loader is None:
-            self.loader = DataLoader(Drawn(self.images, self.transform, self.seed), batch_sampler=self.order,
-                                     num_workers=self.workers, collate_fn=_collate, pin_memory=self.pin,
-                                     persistent_workers=self.workers > 0, generator=torch.Generator(),
-                                     worker_init_fn=leave_signals)
-        return iter(self.loader)
+    def close(self) -> None:
+        """End the workers."""
+        # Where DataLoader keeps those that stay
+        shut_down(getattr(self.loader, "_iterator", None))
+        self.loader = None
 
-    def _stream(self, number: int) -> Iterator[Batch]:
-        seed = place_seed(self.seed, IMAGE, number)
-        stream = self.images.shuffled(seed, self.order.part_size, self.workers)
-        drawn = DrawnStream(stream, self.images.classes, self.transform, self.seed, number, self.order.rank)
-        yield from DataLoader(drawn, self.order.part_size, num_workers=self.workers, collate_fn=_collate,
-                              pin_memory=self.pin, drop_last=True, generator=torch.Generator().manual_seed(seed),
-                              worker_init_fn=leave_signals)
+    def _loader(self, dataset, **settings) -> DataLoader:
+        # A generator of its own, so that none of the run's draws is taken.
+        return DataLoader(dataset, num_workers=self.workers, collate_fn=_collate, pin_memory=self.pin,
+                          generator=torch.Generator(), worker_init_fn=leave_signals, **settings)
 
 
-def _wrong_label(label: int, classes: tuple[str, ...]) -> str | None:
-    if 0 <= label < len(classes):
-        return None
-    return f"an image to train on has label {label} and there are {len(classes)} classes; expected labels from 0 to " \
-           f"{len(classes) - 1}: change --num-classes, or mend the set"
+def _none_readable(unreadable: list[str]) -> VimlearnError:
+    return VimlearnError(f"{NEIGHBOURS} images in a row cannot be read; the first: {unreadable[0]}")
 
 
-def _collate(items: list[tuple[Tensor, int, list[str]] | str]) -> Batch:
-    failure = next((item for item in items if isinstance(item, str)), None)
-    if failure:
-        return Batch(None, None, (), failure)
+def _check_label(label: int, classes: tuple[str, ...]) -> None:
+    if not 0 <= label < len(classes):
+        raise VimlearnError(f"an image to train on has label {label} and there are {len(classes)} classes; expected "
+                            f"labels from 0 to {len(classes) - 1}: change --num-classes, or mend the set")
+
+
+def _collate(items: list[tuple[Tensor, int, list[str]]]) -> Batch:
     images, labels, unreadable = zip(*items, strict=True)
     return Batch(torch.stack(images), torch.tensor(labels), tuple(itertools.chain(*unreadable)))

@@ -50,8 +50,7 @@ class Order:
         self.steps = self._places() // batch_size
         if not self.steps:
             raise VimlearnError(f"there are {length} images to train on and batch_size is {batch_size}; "
-                                f"expected at most {self._places()}"
-                                + (", since repeats above 1 take whole blocks of 256 images" if repeats > 1 else ""))
+                                f"expected at most {self._places()}")
         # Images that a process takes at a time.
         self.part_size = batch_size // processes // parts
         self.start(1)

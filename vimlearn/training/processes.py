@@ -109,6 +109,10 @@ class Processes:
             raise made
         return made
 
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.accelerator.wait_for_everyone()
+
     def scaler_state(self) -> dict:
         """Return the state of the loss scale of float16; {} in other formats."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}

@@ -5,6 +5,7 @@ Optimiser groups, schedule, losses, Mixup and the moving average are timm's; pro
 
 __all__ = ["Trainer"]
 
+import itertools
 import json
 import math
 import sys
@@ -89,11 +90,7 @@ class Trainer:
         batches = self.batches.epoch(state.epoch, state.step)
         for step in range(state.step, self.order.steps):
             start = time.perf_counter()
-            parts = [next(batches, None) for _ in range(self.order.parts)]
-            if None in parts:
-                raise VimlearnError(f"the images ended at step {step} of {self.order.steps}; expected "
-                                    f"{len(self.source.training)} of them. The description of the shards is wrong, or "
-                                    "there are more workers than shards")
+            parts = list(itertools.islice(batches, self.order.parts))
             state.add(self.step(parts, state.epoch, step, request), time.perf_counter() - start)
             if state.sums["unreadable"] > self.options.data.max_unreadable:
                 raise VimlearnError(f"{state.sums['unreadable']:.0f} images could not be read in epoch {state.epoch}; "
