@@ -458,7 +458,8 @@ def test_hub_source_is_never_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, asked = network(), []
     path = save_checkpoint(model, "hub/w.safetensors").rename("w.safetensors")
-    Path("owner/name").mkdir(parents=True)
+    for folder in ("owner/name", "hub:owner/name"):
+        Path(folder).mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args: (asked.append(args), str(path))[1])
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repo: ["README.md", "w.safetensors"])
     for source in ("hub:owner/name", "hub:owner/name/w.safetensors", "hub:owner/name.pth"):
