@@ -54,7 +54,7 @@ def main() -> None:
     write_rows(output, rows)
     for row in rows:
         ratio = next(value for key, value in row.items() if key.startswith("times_"))
-        print(f"{row['what']:60} {row['contestant']:24} {row['images_per_second']:>7} images/s, {ratio:>5} times DeiT's")
+        print(f"{row['what']:60} {row['contestant']:24} {row['images_per_second']:>7} images/s, {ratio:>5} times DeiT")
         print(f"{'':60} 300 epochs of ImageNet-1K at that rate: {row['hours_300_epochs']} hours")
 
 
