@@ -100,7 +100,6 @@ def test_another_image_size(run, tree, capsys, size):
 
 
 def test_workers_and_formats_change_nothing(run, tree, capsys, tmp_path):
-    pytest.importorskip("webdataset")
     pytest.importorskip("datasets")
     checkpoint = run / "model.safetensors"
     once = numbers(said(capsys, "--checkpoint", checkpoint))
