@@ -138,7 +138,8 @@ class Recipe:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of matrix products and activations; weights and scan states stay in float32."""
     accumulate: int = 1
-    """Parts that a batch is cut into, a count, to save memory. It changes no result beyond rounding."""
+    """Parts that a batch is cut into, a count, to save memory. Mixup and stochastic depth are drawn for each part;
+    otherwise it changes no result beyond rounding."""
 
 
 @dataclass(frozen=True)
