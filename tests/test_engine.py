@@ -27,13 +27,13 @@ def tree(tmp_path_factory):
 # Losses and gradients that are not finite
 
 def spoil_loss(monkeypatch, bad):
-    """Make the loss of the steps (epoch, number) in `bad` infinite, and its gradient with it."""
+    """Make the loss of the steps (epoch, number) in `bad` infinite, and leave its gradient finite."""
     step = Trainer.step
 
     def spoiled(self, parts, epoch, number, *rest):
         criterion = self.criterion
         if (epoch, number) in bad:
-            self.criterion = lambda *args: criterion(*args) * math.inf
+            self.criterion = lambda *args: criterion(*args) + math.inf
         try:
             return step(self, parts, epoch, number, *rest)
         finally:

@@ -4,9 +4,10 @@
         for each batch: take a step (trainer.py); save the state now and then
         look at the held-out part, add a row to the log, write weights and state
 
-A run is a function of its options. Where it is stopped and resumed changes nothing; on how many processes it runs changes
-nothing beyond rounding, except that Mixup and stochastic depth are drawn anew for each part of a batch. The weights of a run are those after its last epoch: to keep the epoch with the best held-out accuracy
-would be to train on the held-out part.
+A run is a function of its options. Where it is stopped and resumed changes nothing. On how many processes it runs
+changes nothing beyond rounding, except that Mixup and stochastic depth are drawn anew for each part of a batch. The
+weights of a run are those after its last epoch: to keep the epoch with the best held-out accuracy would be to train on
+the held-out part.
 """
 
 __all__ = ["Result", "train"]
