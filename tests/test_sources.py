@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import sys
 
 import pytest
 import torch
@@ -27,11 +26,9 @@ def sets(tree, tmp_path_factory):
     """The same images in three forms, by the names that `--dataset` takes."""
     home = tmp_path_factory.mktemp("Forms")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(home / "cache"))
-        patch.setenv("HF_DATASETS_OFFLINE", "1")
-        sys.modules.pop("datasets", None)
         import datasets
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(home / "cache"))
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         datasets.disable_progress_bars()
         yield {"tree": str(tree), "wds": f"wds:{make_shards(home / 'shards', tree)}",
                "hf": f"hf:{make_parquet(home / 'Parquet', tree)}"}
@@ -137,6 +134,18 @@ def test_wrong_count_of_classes(sets, capsys, tmp_path, form):
         assert "do not say how many classes they hold; pass --num-classes" in refused(capsys, tmp_path, sets[form])
     else:
         assert "has 3 classes and num_classes is 2" in refused(capsys, tmp_path, sets[form], num_classes=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_label_that_is_none_is_named(tree, monkeypatch, workers):
+    """As the hub has them: -1 where the class is not told."""
+    source = open_source(str(tree))
+    source.training.reader.samples[5] = (source.training.reader.samples[5][0], -1)
+    monkeypatch.setattr("vimlearn.training.trainer.open_source", lambda *args: source)
+    with pytest.raises(vimlearn.VimlearnError, match="^an image to train on has label -1 and there are 3 classes; "):
+        train(options(tree, workers=workers))
+    with pytest.raises(vimlearn.VimlearnError, match=r"5\.png has label -1; expected 0 to 2"):
+        Images(source.training.reader, ("x", *CLASSES), numbers=(1, 2, 3))[5]
 
 
 def empty_class(root):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from drawn_images import RANDOM, make_tree, options
 from safetensors import safe_open
+from safetensors.torch import load_file
 from stopped_runs import EPOCHS, assert_same_run, contents, random_run, run_until
 
 import vimlearn
@@ -156,9 +157,17 @@ def test_other_options_are_named_and_refused(tree, whole, name, value):
 def test_where_and_how_may_change(tree, whole, tmp_path):
     run_until(5, random_run(tree, tmp_path / "here"))
     moved = (tmp_path / "here").rename(tmp_path / "there")
-    train(random_run(tree, moved, resume="auto", save_steps=7, workers=1, threads=None, max_unreadable=3,
-                     tensorboard=True, on_nonfinite="skip", device="auto" if not torch.cuda.is_available() else "cpu"))
+    train(random_run(tree, moved, resume="auto", save_steps=7, workers=1, max_unreadable=3, tensorboard=True,
+                     on_nonfinite="skip", device="auto" if not torch.cuda.is_available() else "cpu"))
     assert_same_run(moved, whole)
+
+
+def test_threads_change_rounding_alone(tree, whole, tmp_path):
+    run_until(5, random_run(tree, tmp_path))
+    train(random_run(tree, tmp_path, resume="auto", threads=2))
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path, whole))
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_other_data_is_refused(tmp_path):

@@ -216,10 +216,13 @@ def _open_shards(path: str, num_classes: int | None, wanted: Parts) -> Source:
 def _open_hub(name: str, num_classes: int | None, wanted: Parts) -> Source:
     try:
         import datasets
+
+        # A folder called datasets, where `vimlearn fetch` puts images, would pass for an empty package.
+        from datasets import load_dataset_builder
     except ImportError as error:
         raise VimlearnError("Hugging Face datasets need the package datasets: pip install datasets") from error
     try:
-        builder = datasets.load_dataset_builder(name)
+        builder = load_dataset_builder(name)
         features = dict(builder.info.features or {})
         splits = list(builder.info.splits or datasets.get_dataset_split_names(name))
         if not features:
