@@ -142,7 +142,7 @@ def test_a_label_that_is_none_is_named(tree, monkeypatch, workers):
     source = open_source(str(tree))
     source.training.reader.samples[5] = (source.training.reader.samples[5][0], -1)
     monkeypatch.setattr("vimlearn.training.trainer.open_source", lambda *args: source)
-    with pytest.raises(vimlearn.VimlearnError, match="^an image to train on has label -1 and there are 3 classes; "):
+    with pytest.raises(vimlearn.VimlearnError, match=r"^an image to train on has label -1 and there are 3 classes; "):
         train(options(tree, workers=workers))
     with pytest.raises(vimlearn.VimlearnError, match=r"5\.png has label -1; expected 0 to 2"):
         Images(source.training.reader, ("x", *CLASSES), numbers=(1, 2, 3))[5]
