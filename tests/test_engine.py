@@ -133,6 +133,22 @@ def test_an_epoch_without_a_step_has_no_loss(tree, tmp_path, monkeypatch):
         result.log)[1]
 
 
+def test_the_average_follows_the_weights(tree, monkeypatch):
+    """After each step: 0.9 of what it was and 0.1 of the weights."""
+    step, wrong = Trainer.step, []
+
+    def checked(self, *args):
+        before = copy.deepcopy(self.average.module.state_dict())
+        found = step(self, *args)
+        for name, value in self.average.module.state_dict().items():
+            by_hand = 0.9 * before[name] + 0.1 * self.network.state_dict()[name]
+            wrong.extend([] if torch.allclose(value, by_hand, atol=1e-6) else [name])
+        return found
+    monkeypatch.setattr(Trainer, "step", checked)
+    train(options(tree, ema=0.9))
+    assert not wrong
+
+
 # Manners
 
 def test_quiet_is_quiet_and_otherwise_each_message_is_a_line(tree, capsys):

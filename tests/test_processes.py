@@ -36,6 +36,7 @@ def launch(launcher, args, **settings):
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Without MPI it starts one process on a CPU.
 ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend",
               "no", "--mixed_precision", "no")
 
@@ -87,15 +88,16 @@ def process_of_rank(rank, folder) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_accelerate_launch_trains_and_an_error_of_one_is_one_of_all(tree, tmp_path):
+def test_accelerate_launch_trains_and_a_refusal_is_that_of_all(tree, tmp_path):
     folder = tmp_path / "run"
     with launch(ACCELERATE, command_line(tree, **SETTINGS, output=folder)) as process:
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.count("held-out accuracy (") == 1 and len(read_log(folder / "log.csv")) == 2
-    # The same once more: the folder is taken, which only the first process knows.
-    with launch(ACCELERATE, command_line(tree, **SETTINGS, output=folder)) as process:
+    # That the folder is taken only the first of two processes knows.
+    with launch(TORCHRUN, command_line(tree, **SETTINGS, output=folder)) as process:
         out, err = process.communicate(timeout=240)
     lines = [line for line in err.splitlines() if line.startswith("vimlearn: ")]
+    # The launcher may end one of them before it has spoken.
     assert process.returncode and 1 <= len(lines) <= 2 and len(set(lines)) == 1, err
-    assert "already holds a run" in lines[0] and "Connection closed" not in err
+    assert "already holds a run" in lines[0] and "Connection closed" not in err and "TypeError" not in err

@@ -15,6 +15,7 @@ from vimlearn import cli
 from vimlearn.training import read_log, train
 from vimlearn.training import state as states
 from vimlearn.training.trainer import Trainer
+from vimlearn.workers import leave_signals
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,17 @@ def test_a_signal_to_the_whole_group_waits_for_the_images_of_the_step(tree, tmp_
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.startswith("vimlearn: stopped after step ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("numbers, code", [((signal.SIGINT, signal.SIGTERM), 7), ((signal.SIGTERM, signal.SIGTERM), 0)])
+def test_a_worker_leaves_ctrl_c_and_one_request_alone_and_ends_at_the_second(numbers, code):
+    child = os.fork()
+    if not child:
+        leave_signals(0)
+        for number in numbers:
+            signal.raise_signal(number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
 
 def test_second_ctrl_c_does_not_wait_for_the_step(tree, tmp_path, monkeypatch):
