@@ -24,3 +24,20 @@ def poisoned_memory():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A tree of drawn images in train/ and val/, for the tests of one file."""
+    from drawn_images import make_tree
+    return make_tree(tmp_path_factory.mktemp("images") / "tree")
+
+
+@pytest.fixture(scope="module")
+def whole(tree, tmp_path_factory):
+    """The folder of a run over that tree that nothing stopped, with everything that draws."""
+    from drawn_images import RANDOM, options
+    from stopped_runs import EPOCHS
+
+    from vimlearn.training import train
+    return train(options(tree, epochs=EPOCHS, output=str(tmp_path_factory.mktemp("whole")), **RANDOM)).folder

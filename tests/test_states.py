@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from drawn_images import RANDOM, make_tree, options
+from drawn_images import make_tree
 from safetensors import safe_open
 from safetensors.torch import load_file
 from stopped_runs import EPOCHS, assert_same_run, contents, random_run, run_until
@@ -15,17 +15,6 @@ import vimlearn
 from vimlearn import files
 from vimlearn.training import read_log, record, train
 from vimlearn.training import state as states
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return make_tree(tmp_path_factory.mktemp("images") / "tree")
-
-
-@pytest.fixture(scope="module")
-def whole(tree, tmp_path_factory):
-    """A run that nothing stopped, with everything that draws."""
-    return train(options(tree, epochs=EPOCHS, output=str(tmp_path_factory.mktemp("whole")), **RANDOM)).folder
 
 
 def cut(content):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from drawn_images import RANDOM, command_line, make_tree, options, plain
+from drawn_images import RANDOM, command_line, options, plain
 from stopped_runs import EPOCHS, STEPS, assert_same_run, random_run, run_until, stop_at
 
 from vimlearn import cli
@@ -16,18 +16,6 @@ from vimlearn.training import read_log, train
 from vimlearn.training import state as states
 from vimlearn.training.trainer import Trainer
 from vimlearn.workers import leave_signals
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return make_tree(tmp_path_factory.mktemp("images") / "tree")
-
-
-@pytest.fixture(scope="module")
-def whole(tree, tmp_path_factory):
-    """A run that nothing stopped, with everything that draws."""
-    return train(options(tree, epochs=EPOCHS, output=str(tmp_path_factory.mktemp("whole")), **RANDOM)).folder
-
 
 # Resuming
 
