@@ -23,7 +23,7 @@ from torch import Tensor
 from .layout import Conv, cast
 from .numba_math import PLAIN, F, sigmoid
 from .numba_rows import LANES, by_rows, move_row, read_row
-from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
+from .numba_runtime import TEAM, apart, arguments_apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
 from .numba_scan import DIRECTIONS, TYPES
 from .numba_scan_parts import direction
 
@@ -159,6 +159,7 @@ def _read_weight(args, conv, wide, channel, width, weight, turned, bias):
 @register_jitable(**PLAIN)
 def _add_taps(rows, weight, k, total):
     """Add the sum over j < k of weight[j] rows[j] to the total; all rows have LANES numbers. Four taps at once."""
+    arguments_apart()
     j = 0
     while j + 4 <= k:
         x, w = shift(rows, j * LANES), shift(weight, j * LANES)
@@ -175,6 +176,7 @@ def _add_taps(rows, weight, k, total):
 @register_jitable(**PLAIN)
 def _add_products(g, rows, k, sums):
     """Add g rows[j] to sums[j] for all j < k, and g itself to sums[k]."""
+    arguments_apart()
     for j in range(k):
         for c in range(LANES):
             sums[j * LANES + c] += g[c] * rows[j * LANES + c]

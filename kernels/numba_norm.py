@@ -23,7 +23,7 @@ from torch import Tensor
 from .layout import cast
 from .numba_math import PLAIN, SUMS, F, load, store
 from .numba_rows import by_rows
-from .numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift
+from .numba_runtime import TEAM, apart, arguments_apart, compile_kernel, pack, pointer, run, scratch_slots, shift
 from .numba_scan import TYPES
 
 # Tokens of a task.
@@ -57,6 +57,7 @@ def norm_forward_task(args, slot, task, storage, wide):
 @register_jitable(**SUMS)
 def _add(h, residual, d, total, wide):
     """Write h + residual to total (d,), and return the sum of its squares."""
+    arguments_apart()
     squares = wide(0)
     for c in range(d):
         r = residual[c] + load(h, c)
@@ -68,6 +69,7 @@ def _add(h, residual, d, total, wide):
 @register_jitable(**SUMS)
 def _copy(h, d, total, wide):
     """Write h to total (d,), and return the sum of its squares."""
+    arguments_apart()
     squares = wide(0)
     for c in range(d):
         r = load(h, c)

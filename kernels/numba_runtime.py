@@ -78,6 +78,21 @@ def apart(typingctx, start):
     return start(start), generate
 
 
+@intrinsic
+def arguments_apart(typingctx):
+    """Promise the compiler that what one pointer argument of this function reaches is written through no other one.
+
+    A function is made into vector code before it becomes part of its caller, so what the caller knows of the pointers
+    comes too late. Without the promise every loop is preceded by a comparison of all pointers with each other.
+    """
+    def generate(context, builder, signature, args):
+        for argument in builder.function.args:
+            if isinstance(argument.type, ir.PointerType):
+                argument.add_attribute("noalias")
+        return context.get_dummy_value()
+    return types.void(), generate
+
+
 @intrinsic(prefer_literal=True)
 def stack(typingctx, count, like):
     """Return a pointer to `count` (a constant) numbers of the type `like` on the stack, not initialised.

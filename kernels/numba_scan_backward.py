@@ -16,7 +16,7 @@ from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
 from .numba_rows import LANES, move_row, read_row
-from .numba_runtime import apart, pointer, shift, stack
+from .numba_runtime import apart, arguments_apart, pointer, shift, stack
 from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
 
 # Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y.
@@ -104,6 +104,7 @@ def _read_start(args, scan, wide, i, chunk, channel, width, s):
 def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, longest,
                    y, rows, s, a):
     """Do token t as in the forward pass; keep the states before (s) and after it (behind s), its decays and rows."""
+    arguments_apart()
     n = args.n
     u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
     x, total, z = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
@@ -144,6 +145,7 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
 @register_jitable(**PLAIN)
 def _four_states_again(before, after, a, A2, d, x, total, B, C):
     """Do four states of one token, where the steps are tame."""
+    arguments_apart()
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):
@@ -159,6 +161,7 @@ def _four_states_again(before, after, a, A2, d, x, total, B, C):
 @register_jitable(**PLAIN)
 def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, s, a, g, grad_A, grad_D, grad_bias):
     """Take g, the gradient of the state after token t, to the state before it; write the gradients at token t."""
+    arguments_apart()
     n, channel = args.n, block * LANES
     u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
     x, grad_x, grad_d = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
@@ -196,6 +199,7 @@ def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, 
 @register_jitable(**SUMS)
 def _state_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d, grad_A, grad_B, grad_C):
     """Do one of the n states: add to grad_x, grad_d and grad_A (LANES,), write this block's share of grad_B, grad_C."""
+    arguments_apart()
     sum_B, sum_C = F(0), F(0)
     for c in range(LANES):
         gradient = g[c] + grad_y[c] * C
@@ -213,6 +217,7 @@ def _state_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d,
 @register_jitable(**SUMS)
 def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d, grad_A, grad_B, grad_C):
     """Do four states like `_state_backward`: d, x, grad_y and the two sums over states are read once for all."""
+    arguments_apart()
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     sum_B0 = sum_B1 = sum_B2 = sum_B3 = sum_C0 = sum_C1 = sum_C2 = sum_C3 = F(0)
@@ -244,6 +249,7 @@ def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, g
 @register_jitable(**PLAIN)
 def _gate_backward(args, storage, wide, i, channel, width, y):
     """Write the gradient of z from y, the sum of all directions: scale grad_out y silu'(z)."""
+    arguments_apart()
     gate, grad = stack(LANES, wide), stack(LANES, wide)
     z, grad_out = pointer(args.z, storage), pointer(args.grad_out, storage)
     for t in range(args.l):

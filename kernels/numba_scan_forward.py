@@ -11,7 +11,7 @@ from numba.extending import register_jitable
 
 from .numba_math import PLAIN, decay, exp2, load, sigmoid, softplus
 from .numba_rows import LANES, move_row, read_row
-from .numba_runtime import apart, pointer, shift, stack
+from .numba_runtime import apart, arguments_apart, pointer, shift, stack
 from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
 
 
@@ -37,6 +37,7 @@ def scan_forward_task(args, slot, task, storage, wide):
 @register_jitable(**PLAIN)
 def _scan(args, scan, storage, wide, i, channel, width, y):
     """Add the scan of one direction, with its skip and without a gate, to y (l, LANES)."""
+    arguments_apart()
     l, n, r = args.l, args.n, args.r
     s, A2 = apart(shift(y, l * LANES)), apart(shift(y, (l + n) * LANES + GAP))
     weight = apart(shift(y, (l + 2 * n) * LANES + 2 * GAP))
@@ -77,6 +78,7 @@ def _scan(args, scan, storage, wide, i, channel, width, y):
 @register_jitable(**PLAIN)
 def _one_state(s, A2, d, x, total, B, C):
     """Take one of the n states of LANES channels one token on, s = 2^(d A2) s + x B, and add C s to the total."""
+    arguments_apart()
     for c in range(LANES):
         s[c] = exp2(d[c] * A2[c]) * s[c] + x[c] * B
         total[c] += s[c] * C
@@ -85,6 +87,7 @@ def _one_state(s, A2, d, x, total, B, C):
 @register_jitable(**PLAIN)
 def four_states(s, A2, d, x, total, B, C):
     """Do the same for four states at once, where the steps are tame: d, x and the total are read once for all."""
+    arguments_apart()
     B0, B1, B2, B3 = load(B, 0), load(B, 1), load(B, 2), load(B, 3)
     C0, C1, C2, C3 = load(C, 0), load(C, 1), load(C, 2), load(C, 3)
     for c in range(LANES):
@@ -105,6 +108,7 @@ def _write_state(memory, start, channel_stride, state_stride, n, width, s):
 @register_jitable(**PLAIN)
 def _gate(args, storage, wide, i, channel, width, y):
     """Write scale * y * silu(z), or scale * y where there is no gate."""
+    arguments_apart()
     z, out, scale = pointer(args.z, storage), pointer(args.out, storage), wide(args.scale)
     gate = stack(LANES, wide)
     for t in range(args.l):

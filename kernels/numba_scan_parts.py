@@ -11,7 +11,7 @@ from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, load
 from .numba_rows import LANES, read_row
-from .numba_runtime import TEAM, pointer, shift
+from .numba_runtime import TEAM, arguments_apart, pointer, shift
 
 # Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
 CHUNK = 16
@@ -52,6 +52,7 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
     (LANES,): up to this step all exponents lie between -126 and 0, which `decay` can do. It is -inf where a decay can
     be above 1: with a positive A, or with steps that may be negative.
     """
+    arguments_apart()
     A = pointer(scan.A, wide)
     for c in range(LANES):
         longest[c] = wide(MAX_STEP) if args.softplus else wide(-np.inf)
@@ -82,6 +83,7 @@ def is_tame(d, longest):
 @register_jitable(**PLAIN)
 def read_step(scan, r, storage, i, t, channel, width, weight, bias, d):
     """Put delta + bias of token t, the step before the softplus, into d (LANES,)."""
+    arguments_apart()
     delta, at = pointer(scan.delta, storage), i * scan.delta_b + t * scan.delta_l
     if r == 0:
         read_row(shift(delta, at + channel), d, width)
