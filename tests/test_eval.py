@@ -267,15 +267,19 @@ def test_the_table_is_for_a_screen(capsys, tmp_path, count):
     args = ("--checkpoint", path, "--dataset", tmp_path / "tree")
     assert ("class07" in said(capsys, *args)) == (count == 20)
     if count == 20:
-        assert "row: true class" in said(capsys, *args, "--confusion")
+        header = said(capsys, *args, "--confusion").split("row: true class, column: predicted class\n")[1]
+        assert header.splitlines()[0].split() == [f"class{i:02}" for i in range(20)]
     else:
         assert "--confusion prints a table for at most 20 classes and there are 21" in refused(
             capsys, *args, "--confusion")
 
 
 @pytest.mark.parametrize("args, message", [
-    ([], "Missing from vimlearn eval: --checkpoint FILE of a run, or --model NAME"),
-    (["--weights", "x"], "Missing from vimlearn eval: --checkpoint"),
+    ([], "there is no such folder (`vimlearn fetch cifar10` makes datasets/cifar10); expected digits, the path of a"),
+    (["--weights", "x"], "--weights and --ema go with --model NAME; a file of a run is named by --checkpoint FILE"),
+    (["--ema"], "--weights and --ema go with --model NAME"),
+    (["--checkpoint", "shipped:cifr10"], "no network called 'cifr10' comes along, did you mean 'cifar10'?"),
+    (["--checkpoint", "x"], "there is no file x; expected the model.safetensors of a run, or shipped:cifar10"),
     (["--checkpoint", "x", "--model", "vim_tiny_patch16_224"], "--checkpoint and --model are both given"),
     (["--checkpoint", "x", "--ema"], "--checkpoint and --ema are both given; expected --checkpoint alone, with FOLDER"),
     (["--checkpoint", "x", "--batch-size", "0"], "batch_size is 0; expected at least 1"),

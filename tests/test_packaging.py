@@ -26,6 +26,9 @@ PLATFORMS = [
     {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt"},
 ]
 
+# Where the files of a folder lie in the wheel, if elsewhere.
+HOMES = {"kernels": "vimlearn/kernels", "data/checkpoints": "vimlearn/weights"}
+
 
 def pins() -> list[Requirement]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
@@ -34,7 +37,7 @@ def pins() -> list[Requirement]:
 
 def package_files(folder: str) -> set[str]:
     """Every file of one package folder, by its path inside the wheel."""
-    home = "vimlearn/kernels" if folder == "kernels" else folder
+    home = HOMES.get(folder, folder)
     found = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file())
     return {f"{home}/{path.as_posix()}" for path in found
             if "__pycache__" not in path.parts and not any(part.startswith(".") for part in path.parts)}
@@ -44,7 +47,7 @@ def package_files(folder: str) -> set[str]:
 def wheel(tmp_path_factory) -> Path:
     """A wheel built offline and without build isolation, from a copy of what it is made of."""
     copy = tmp_path_factory.mktemp("source")
-    for folder in ("vimlearn", "kernels"):
+    for folder in ("vimlearn", *HOMES):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -59,29 +62,29 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("/LICENSE")]
-    assert packed == package_files("vimlearn") | package_files("kernels")
+    assert packed == set().union(*map(package_files, ("vimlearn", *HOMES)))
     assert licences
 
 
-def test_kernels_import_from_the_unpacked_wheel(wheel, tmp_path):
+def test_kernels_and_weights_are_found_in_the_unpacked_wheel(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import vimlearn, vimlearn.kernels as k; " \
-           "print(vimlearn.__file__); print(k.__file__)"
+           "from vimlearn.download import fetch; print(vimlearn.__file__, k.__file__, fetch('shipped:cifar10'))"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    package, kernels = (Path(line).relative_to(tmp_path).as_posix() for line in run.stdout.split())
-    assert (package, kernels) == ("vimlearn/__init__.py", "vimlearn/kernels/__init__.py")
+    found = [Path(path).relative_to(tmp_path / "vimlearn").as_posix() for path in run.stdout.split()]
+    assert found == ["__init__.py", "kernels/__init__.py", "weights/vim_cifar10.safetensors"]
 
 
-def test_the_editable_install_maps_kernels(tmp_path):
+def test_the_editable_install_maps_kernels_and_weights(tmp_path):
     origin = json.loads(distribution("vimlearn").read_text("direct_url.json") or "{}")
     if not origin.get("dir_info", {}).get("editable"):
         pytest.skip("vimlearn is not installed in editable mode here")
-    code = "import vimlearn.kernels as k; print(k.__file__)"
+    code = "import vimlearn.kernels as k; import vimlearn.weights as w; print(k.__file__, w.__file__)"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert Path(run.stdout.strip()) == ROOT / "kernels" / "__init__.py"
+    assert run.stdout.split() == [str(ROOT / folder / "__init__.py") for folder in HOMES]
 
 
 def test_constraints_pin_every_dependency_within_its_range():

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from vimlearn.training.options import GROUPS, known_options, read_yaml, write_ya
 from vimlearn.training.trainer import Trainer
 from vimlearn.training.transforms import RandomShift
 
-RUNS = Path(__file__).parents[1] / "data" / "runs"
 TIMINGS = ("seconds", "images_per_second")
 
 
@@ -360,16 +358,3 @@ def test_log_is_plain_csv(tmp_path):
     assert rows[0] == ["epoch", "lr", "train_loss", "train_accuracy", "grad_norm", "heldout_loss", "heldout_accuracy",
                        "ema_accuracy", "skipped", "unreadable", "seconds", "images_per_second"]
     assert len(rows) == 2 and rows[1][0] == "1"
-
-
-# The committed runs
-
-@pytest.mark.parametrize("seed", range(3))
-def test_committed_run_is_the_default_one_and_reaches_what_is_said(seed):
-    rows, options = read_log(RUNS / f"digits-seed{seed}.csv"), read_yaml(RUNS / f"digits-seed{seed}.yaml")
-    assert dataclasses.replace(options, run=Run()) == Options() and options.run.seed == seed
-    assert [row["epoch"] for row in rows] == list(range(1, options.recipe.epochs + 1))
-    accuracy = rows[-1]["heldout_accuracy"]
-    assert accuracy >= 0.97
-    text = (RUNS / "README.md").read_text(encoding="utf-8")
-    assert f"| {seed} | {100 * accuracy:.2f} % ({round(accuracy * 599)}) |" in text

@@ -6,7 +6,7 @@ declare_missing_ops()  # before anything imports torchvision or timm
 
 from . import registry as _registry  # noqa: E402, F401  (puts the networks into timm's registry)
 from .bidirectional import Scan, bidirectional_scan  # noqa: E402
-from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from .checkpoint import class_names, load_checkpoint, load_model, save_checkpoint  # noqa: E402
 from .conv import bidirectional_conv1d, causal_conv1d  # noqa: E402
 from .errors import VimlearnError  # noqa: E402
 from .mixer import BidirectionalMixer  # noqa: E402
@@ -18,5 +18,5 @@ from .vim import VisionMamba  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = ["BidirectionalMixer", "RMSNorm", "Scan", "VimlearnError", "VisionMamba", "__version__", "add_rms_norm",
-           "bidirectional_conv1d", "bidirectional_scan", "causal_conv1d", "load_checkpoint",
-           "resize_position_embedding", "save_checkpoint", "selective_scan"]
+           "bidirectional_conv1d", "bidirectional_scan", "causal_conv1d", "class_names", "load_checkpoint",
+           "load_model", "resize_position_embedding", "save_checkpoint", "selective_scan"]

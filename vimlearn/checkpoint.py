@@ -6,7 +6,7 @@ classes only `argparse.Namespace`. Written: safetensors, with the network's sett
 of them (where the class token stands, whether directions are halved) leave no trace in a state dict.
 """
 
-__all__ = ["LoadReport", "load_checkpoint", "load_model", "save_checkpoint"]
+__all__ = ["LoadReport", "class_names", "load_checkpoint", "load_model", "save_checkpoint"]
 
 import argparse
 import json
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .classes import stored_names
 from .download import fetch
 from .errors import VimlearnError
 from .files import write_safetensors
@@ -48,7 +49,8 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
 
     Arguments
         model: a VisionMamba. It is changed only if everything fits.
-        source: a file, a URL, or a hub id: "hub:owner/name" or "hub:owner/name/file".
+        source: a file, a URL, a hub id ("hub:owner/name" or "hub:owner/name/file"), or a network that comes along
+            ("shipped:cifar10").
         weights: "model", or "ema" for the averaged copy of a training checkpoint.
         reset_head: leave the head fresh where the number of classes differs, instead of raising.
         position_rule: "grid" or "published"; see `vimlearn.resize_position_embedding`.
@@ -76,8 +78,10 @@ def load_checkpoint(model: VisionMamba, source: str | os.PathLike, *, weights: s
 
 
 def load_model(source: str | os.PathLike, **changes) -> VisionMamba:
-    """Build the network that `save_checkpoint` stored and load its weights. `changes` override stored settings, but not
-    those that the weights were trained with: class_token, halve_directions, norm_eps.
+    """Build the network that `save_checkpoint` stored and load its weights; return it in evaluation mode.
+
+    `source` is as for `load_checkpoint`. `changes` override stored settings, but not those that the weights were
+    trained with: class_token, halve_directions, norm_eps.
 
     Raises VimlearnError where the file holds no settings; then build the network and call `load_checkpoint`.
     """
@@ -92,6 +96,17 @@ def load_model(source: str | os.PathLike, **changes) -> VisionMamba:
         raise VimlearnError(f"{source} holds settings that this version does not know: {error}") from error
     load_checkpoint(model, path, reset_head="num_classes" in changes)
     return model.eval()
+
+
+def class_names(source: str | os.PathLike) -> tuple[str, ...]:
+    """Return the names of the classes that a network of `vimlearn train` tells apart, in the order of its logits.
+
+    Arguments: source, as for `load_checkpoint`. Raises VimlearnError where the file names none.
+    """
+    names = stored_names(read_notes(fetch(source)))
+    if not names:
+        raise VimlearnError(f"{source} does not name its classes; expected a file as vimlearn train writes it")
+    return names
 
 
 def save_checkpoint(model: VisionMamba, path: str | os.PathLike, metadata: dict[str, str] | None = None) -> Path:

@@ -3,9 +3,10 @@
 ImageNet-1K's are wnids in folders and checkpoints, and words in the hub's dataset.
 """
 
-__all__ = ["as_wnids", "imagenet_wnids", "positions"]
+__all__ = ["as_wnids", "imagenet_wnids", "positions", "stored_names"]
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from timm.data import ImageNetInfo
@@ -38,3 +39,16 @@ def positions(found: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
                             f"not among the {len(known)} that the network knows, such as {known[0]!r}; expected images "
                             "of classes that it was trained on, under the same names")
     return tuple(order[name] for name in found)
+
+
+def stored_names(notes: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the names of the classes, in the order of the labels, that a file of weights says beside them.
+
+    `notes` are those of `vimlearn.checkpoint.read_notes`. None where they say nothing; () where it cannot be read.
+    """
+    if "classes" not in notes:
+        return None
+    try:
+        return tuple(map(str, json.loads(notes["classes"])))
+    except (ValueError, TypeError, RecursionError):
+        return ()

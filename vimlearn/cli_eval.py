@@ -2,7 +2,6 @@
 
 __all__ = ["EvalOptions", "accuracy_line", "report"]
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ class EvalOptions:
 
     checkpoint: str | None = None
     """Weights of a run with their settings, as `vimlearn train` writes them: FOLDER/model.safetensors, or
-    FOLDER/ema.safetensors for the moving average."""
+    FOLDER/ema.safetensors for the moving average. None, and no model either: the network that comes along."""
     model: str | None = None
     """Instead of a checkpoint: name of a released network, such as vim_tiny_patch16_224."""
     weights: str | None = None
@@ -59,15 +58,11 @@ class Trained:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes in order; None where nobody says. A file that does not say with 1000 is ImageNet's."""
-        from .classes import imagenet_wnids
+        from .classes import imagenet_wnids, stored_names
 
-        count = self.network.num_classes
-        if "classes" not in self.notes:
+        count, names = self.network.num_classes, stored_names(self.notes)
+        if names is None:
             return imagenet_wnids() if count == 1000 else None
-        try:
-            names = tuple(map(str, json.loads(self.notes["classes"])))
-        except (ValueError, TypeError, RecursionError):
-            names = ()
         if len(names) != count:
             raise VimlearnError(f"the file names {len(names)} classes and its network tells {count} apart; expected a "
                                 "file as vimlearn train writes it")
@@ -112,25 +107,27 @@ def accuracy_line(result, what: str) -> str:
 
 
 def _has_checkpoint(options: EvalOptions) -> bool:
-    if options.checkpoint is None and options.model is None:
-        raise VimlearnError("Missing from vimlearn eval: --checkpoint FILE of a run, or --model NAME with its "
-                            "--weights; `vimlearn eval --help` explains every option")
     others = [f"--{name}" for name in ("model", "weights", "ema") if getattr(options, name)]
     if options.checkpoint is not None and others:
         raise VimlearnError(f"--checkpoint and {others[0]} are both given; expected --checkpoint alone, with "
                             "FOLDER/ema.safetensors for averaged weights, or --model and --weights")
-    return options.checkpoint is not None
+    if options.model is None and (options.weights is not None or options.ema):
+        raise VimlearnError("--weights and --ema go with --model NAME; a file of a run is named by --checkpoint FILE")
+    return options.model is None
 
 
 def _from_checkpoint(options: EvalOptions) -> Trained:
     from .checkpoint import read_notes
+    from .download import fetch
+    from .shipped import DEFAULT, MARK
     from .training.networks import load_network
 
-    path = Path(options.checkpoint)
+    source = options.checkpoint or DEFAULT
+    path = fetch(source) if source.startswith(MARK) else Path(source)
     if not path.is_file():
-        raise VimlearnError(f"there is no file {path}; expected the model.safetensors of a run")
+        raise VimlearnError(f"there is no file {path}; expected the model.safetensors of a run, or {DEFAULT}")
     network, notes = load_network(path, options.img_size), read_notes(path)
-    return Trained(network, _origin(notes.get("weights"), notes, path), notes)
+    return Trained(network, _origin(notes.get("weights"), notes, source), notes)
 
 
 def _from_release(options: EvalOptions) -> Trained:
@@ -220,7 +217,7 @@ def _class_table(result, with_empty: bool) -> list[str]:
 
 
 def _confusion_table(result) -> list[str]:
-    wide = max(5, *map(len, result.classes))
+    wide = max(5, *map(len, result.classes)) + 1
     rows = ["  row: true class, column: predicted class",
             "  " + "".join(f"{name:>{wide}}" for name in ("", *result.classes))]
     for name, counts in zip(result.classes, result.confusion.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""From a path, URL or hub id to a checked local file."""
+"""From a path, URL, hub id or the name of a network that comes along to a checked local file."""
 
 __all__ = ["fetch"]
 
@@ -12,18 +12,21 @@ from pathlib import Path
 import torch
 
 from .errors import VimlearnError
+from .shipped import DEFAULT, MARK, shipped_file
 
-# Published files whose hashes are known
+# Files whose hashes are known: published ones, and those that come along.
 KNOWN_SHA256 = {
     "vim_t_midclstok_76p1acc.pth": "fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5",
     "vim_t_midclstok_ft_78p3acc.pth": "9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54",
+    "vim_cifar10.safetensors": "e5e13a9144d5267ca2813c106e6e05e96c17bb38891abbabb0fa7c3b5212d4a8",
 }
 HUB = "hub:"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
-    """Return a local file for `source`: a path, an http(s) URL, or a hub id "owner/name" or "owner/name/file".
+    """Return a local file for `source`: a path, an http(s) URL, a hub id "owner/name" or "owner/name/file", or
+    "shipped:NAME".
 
     With "hub:" before it, a hub id is never taken for a path. Downloads go to the caches of PyTorch and of the hub, are
     written aside first, and are used again. With `sha256`, and for published files whose hash is known, a download
@@ -34,6 +37,9 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     if text.startswith(("http://", "https://")):
         path = _from_url(text)
         check_sha256(path, sha256 or KNOWN_SHA256.get(path.name), remove=True)
+    elif text.startswith(MARK):
+        path = shipped_file(text.removeprefix(MARK))
+        check_sha256(path, sha256 or KNOWN_SHA256[path.name])
     elif Path(text).exists() and not text.startswith(HUB):
         path = Path(text)
         check_sha256(path, sha256)
@@ -41,7 +47,7 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
         path = _from_hub(text.removeprefix(HUB))
         check_sha256(path, sha256 or KNOWN_SHA256.get(path.name))
     else:
-        raise VimlearnError(f"there is no file {text}; expected a path, a URL, or a hub id such as "
+        raise VimlearnError(f"there is no file {text}; expected a path, a URL, {DEFAULT}, or a hub id such as "
                             "hub:hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth")
     return path
 

@@ -24,6 +24,7 @@ from timm.utils.misc import natural_key
 from .classes import as_wnids
 from .data import DATASETS, ImageSet, load_dataset
 from .errors import VimlearnError, nearest
+from .fetch import SETS
 from .shards import Shards, describe_shards
 
 IMAGENET_IMAGES = (1_281_167, 50_000)
@@ -123,12 +124,18 @@ def open_source(name: str, num_classes: int | None = None, heldout_only: bool = 
     elif Path(name).is_dir():
         source = _open_folders(Path(name), parts)
     else:
-        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, DATASETS)}, and there is no such folder; expected "
-                            f"{', '.join(DATASETS)}, the path of a folder with train/ and val/, wds:PATH or hf:NAME")
+        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, DATASETS)}, and there is no such folder"
+                            f"{_fetch_hint(name)}; expected {', '.join(DATASETS)}, the path of a folder with train/ "
+                            "and val/, wds:PATH or hf:NAME")
     if num_classes is not None and len(source.classes) != num_classes:
         raise VimlearnError(f"{name} has {len(source.classes)} classes and num_classes is {num_classes}; "
                             "choose the data that the recipe is for, or another --num-classes")
     return source
+
+
+def _fetch_hint(name: str) -> str:
+    known = Path(name).name
+    return f" (`vimlearn fetch {known}` makes datasets/{known})" if known in SETS else ""
 
 
 def _source(what: str, parts: Sequence, notes: tuple[str, ...] = ()) -> Source:

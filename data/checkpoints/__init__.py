@@ -1,0 +1,1 @@
+"""Trained networks that come along, imported as `vimlearn.weights`. README.md is their model card."""
