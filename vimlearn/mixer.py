@@ -101,6 +101,22 @@ class BidirectionalMixer(nn.Module):
         """Return the mixed tokens, (b, l, d), for the normalised tokens h, (b, l, d)."""
         if h.dim() != 3 or h.shape[-1] != self.d_model or 0 in h.shape:
             raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}, not empty")
+        scans, z = self.inputs(h)
+        if self.bidirectional:
+            scan = BIDIRECTIONAL.choose(self.backend, z.device, z.dtype)
+            y = scan(*scans, z, True, self.scale)
+        else:
+            u, delta, A, B, C, D, delta_bias, *_ = scans[0].projected()
+            y, _ = SCAN.choose(self.backend, z.device, z.dtype)(u, delta, A, B, C, D, z, delta_bias, True, False)
+        return self.out_proj(y)
+
+    @property
+    def scale(self) -> float:
+        """What the sum of the directions is multiplied by."""
+        return 0.5 if self.bidirectional and self.halve_directions else 1.0
+
+    def inputs(self, h: Tensor) -> tuple[list[Scan], Tensor]:
+        """Return what the scan of each direction takes, and the gate z (b, l, e), for the normalised tokens h."""
         # (b, l, e) each
         x, z = self.in_proj(h).chunk(2, dim=-1)
         directions = self.directions()
@@ -108,15 +124,7 @@ class BidirectionalMixer(nn.Module):
         convolve = CONV.choose(CONV.backend_or_auto(self.backend, x.device), x.device, x.dtype)
         convs = [Conv(d.conv.weight.squeeze(1), d.conv.bias, reverse=i == 1) for i, d in enumerate(directions)]
         us = convolve(x, convs, True)
-        scans = [self.scan_inputs(u, d, reverse=i == 1) for i, (u, d) in enumerate(zip(us, directions, strict=True))]
-        if self.bidirectional:
-            scan = BIDIRECTIONAL.choose(self.backend, x.device, x.dtype)
-            scale = 0.5 if self.halve_directions else 1.0
-            y = scan(*scans, z, True, scale)
-        else:
-            u, delta, A, B, C, D, delta_bias, *_ = scans[0].projected()
-            y, _ = SCAN.choose(self.backend, x.device, x.dtype)(u, delta, A, B, C, D, z, delta_bias, True, False)
-        return self.out_proj(y)
+        return [self.scan_inputs(u, d, reverse=i == 1) for i, (u, d) in enumerate(zip(us, directions, strict=True))], z
 
     def scan_inputs(self, u: Tensor, direction: Direction, reverse: bool = False) -> Scan:
         """Return what the scan of one direction takes, for the convolved tokens u, (b, l, e)."""

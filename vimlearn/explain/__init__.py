@@ -1,0 +1,11 @@
+"""What a Vim looks at: maps of a network that has no attention to draw."""
+
+from .attention import attribution, delta_maps, hidden_attention, hidden_attentions, on_grid, rollout
+from .field import reach, receptive_field
+from .gradients import grad_cam, input_gradient, integrated_gradients
+from .hidden import hidden_matrix, hidden_row, mean_hidden_matrix, steps
+from .records import Record, record
+
+__all__ = ["Record", "attribution", "delta_maps", "grad_cam", "hidden_attention", "hidden_attentions", "hidden_matrix",
+           "hidden_row", "input_gradient", "integrated_gradients", "mean_hidden_matrix", "on_grid", "reach",
+           "receptive_field", "record", "rollout", "steps"]
