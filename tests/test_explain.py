@@ -269,6 +269,14 @@ def test_a_forward_network_sees_only_what_came_before():
     assert (explain.receptive_field(both, images, layer=1) > 0).all()
 
 
+@pytest.mark.parametrize("settings, token", [({}, 5), ({"class_token": "first"}, 5),
+                                             ({"class_token": None, "global_pool": "avg"}, 4)])
+def test_the_field_is_asked_of_the_patch_in_the_middle(settings, token):
+    model = vim(**settings)
+    images = images_for(model)
+    assert torch.equal(explain.receptive_field(model, images), explain.receptive_field(model, images, token=token))
+
+
 def test_states_reach_as_far_as_their_step_and_decay_say():
     model = vim(depth=1)
     with torch.no_grad():
