@@ -135,7 +135,7 @@ def test_progress_bar_goes_to_stderr(capsys):
     (["train", "--config", "missing.yaml"], "cannot read missing.yaml"),
     (["train", "--model", "vin", "--output", "None"], "unknown model 'vin', did you mean 'vim'?"),
     (["train", "--dataset", "digit"], "unknown dataset 'digit', did you mean 'digits'?"),
-    (["eval"], "Missing from vimlearn eval: --checkpoint"),
+    (["eval", "--ema"], "--weights and --ema go with --model NAME"),
     (["eval", "--chekpoint", "x", "--checkpoint", "y"], "unknown option --chekpoint, did you mean '--checkpoint'?"),
     (["eval", "--checkpoint", "owner/name/file.pth"], "there is no file owner/name/file.pth"),
     (["progress", "--all"], "`vimlearn progress` takes no options, found '--all'"),
