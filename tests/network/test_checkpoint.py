@@ -468,7 +468,7 @@ def test_hub_source_is_never_a_path(tmp_path, monkeypatch):
         assert_same(target, model)
     assert asked == [("owner/name", "w.safetensors")] * 2 + [("owner/name.pth", "w.safetensors")]
     for source in ("hub:", "hub:owner", "hub:owner/", "hub:a/b/c/d"):
-        with pytest.raises(VimlearnError, match=f"no file {source}; expected a path, a URL, shipped:cifar10, or a hub id"):
+        with pytest.raises(VimlearnError, match=f"no file {source}; expected a path, a URL, shipped:cifar10, or a hub"):
             load_checkpoint(network(), source)
 
 
