@@ -87,15 +87,15 @@ def measure(rounds: int) -> list[dict]:
     across = {k: v.transpose(1, 2).contiguous() if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()}
     size = f"{B} x {L} tokens, {E} channels, {N} states"
     rows = contest(f"scan forward, {size}", [
-        Contestant("numba", forward(ours("numba"), x), 3),
-        Contestant("floor", lambda: scan_floor(B, L, E, N), 3),
+        Contestant("numba", forward(ours("numba"), x), 10),
+        Contestant("floor", lambda: scan_floor(B, L, E, N), 10),
         Contestant("parallel", forward(ours("parallel"), x)),
         Contestant("loop", forward(ours("loop"), x)),
         Contestant("transformers", forward(transformers_scan, across)),
         Contestant("mambapy", forward(mambapy_scan, x)),
     ], "numba", rounds)
     rows += contest(f"scan forward and backward, {size}", [
-        Contestant("numba", forward_and_backward(ours("numba"), x), 2),
+        Contestant("numba", forward_and_backward(ours("numba"), x), 5),
         Contestant("parallel", forward_and_backward(ours("parallel"), x)),
         Contestant("loop", forward_and_backward(ours("loop"), x)),
         Contestant("mambapy", forward_and_backward(mambapy_scan, x)),
