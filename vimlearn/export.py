@@ -69,8 +69,8 @@ def export_network(model: VisionMamba, path: str | os.PathLike, *, batch: int | 
     """
     path = Path(path)
     form = check_format(path.suffix.removeprefix("."))
-    if form == "onnx" and opset < OPSET:
-        raise VimlearnError(f"opset is {opset}; expected at least {OPSET}")
+    if form == "onnx":
+        _check_opset(opset)
     program = trace(model, batch) if program is None else program
     found: list[Difference] = []
     notes = {"input_size": json.dumps(_image_shape(model)), **(notes or {})}
@@ -93,6 +93,13 @@ def check_format(name: str) -> str:
     if missing:
         raise VimlearnError(f"the format {name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     return name
+
+
+def _check_opset(opset: int) -> None:
+    import onnx
+
+    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise VimlearnError(f"opset is {opset}; expected {OPSET} to {onnx.defs.onnx_opset_version()}")
 
 
 def trace(model: VisionMamba, batch: int | None = None) -> torch.export.ExportedProgram:
