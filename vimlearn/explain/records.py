@@ -1,6 +1,6 @@
 """What the mixers of a Vim computed with for given images, taken down by hooks; the model stays as it is."""
 
-__all__ = ["Record", "check_layers", "pick_score", "query_token", "record"]
+__all__ = ["Query", "Record", "check_layers", "pick_score", "query_token", "record"]
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,9 @@ from torch import Tensor
 from ..errors import VimlearnError
 from ..kernels.layout import Scan
 from ..vim import VisionMamba
+
+# A token: its number, (row, column) of its patch, "class", or None for what the function says.
+Query = int | tuple[int, int] | str | None
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,35 @@ def record(model: VisionMamba, images: Tensor, layers: Sequence[int] | None = No
     return [Record(i, *kept[i], model.layers[i].mixer.scale, grads[i]) for i in layers]
 
 
-def query_token(model: VisionMamba, query: int | None) -> int:
-    """Return the number of the token that is asked about: `query`, or for None the class token.
+def query_token(model: VisionMamba, query: Query) -> int:
+    """Return the number of the token that is asked about: None and "class" are the class token.
 
     Raises VimlearnError where there is no such token.
     """
-    if query is None:
-        if model.class_token_index is None:
+    check_layers(model, None)
+    at = model.class_token_index
+    if query is None or query == "class":
+        if at is None:
             raise VimlearnError("the model has no class token; name the token that is asked about, "
                                 f"query=0 to {model.num_tokens - 1}")
-        return model.class_token_index
+        return at
+    if isinstance(query, tuple):
+        return _patch_token(model, *query)
+    if not isinstance(query, int):
+        raise VimlearnError(f"unknown query {query!r}; expected the number of a token, (row, column) or 'class'")
     if not 0 <= query < model.num_tokens:
         raise VimlearnError(f"there is no token {query}; expected 0 to {model.num_tokens - 1}")
     return query
+
+
+def _patch_token(model: VisionMamba, row: int, column: int) -> int:
+    rows, columns = model.patch_embed.grid_size
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise VimlearnError(f"there is no patch in row {row}, column {column}; expected rows 0 to {rows - 1} and "
+                            f"columns 0 to {columns - 1}")
+    patch, at = row * columns + column, model.class_token_index
+    # The class token stands between patches.
+    return patch + (at is not None and at <= patch)
 
 
 def check_layers(model: VisionMamba, layers: Sequence[int] | None) -> list[int]:
