@@ -1,4 +1,4 @@
-"""What the mixers of a Vim computed with for given images, taken down by hooks; the model stays as it is."""
+"""What the mixers of a Vim computed with for given images, taken down on the way; the model stays as it is."""
 
 __all__ = ["Query", "Record", "check_layers", "pick_score", "query_token", "record"]
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import VimlearnError
 from ..kernels.layout import Scan
+from ..mixer import BidirectionalMixer
 from ..vim import VisionMamba
 
 # A token: its number, (row, column) of its patch, "class", or None for what the function says.
@@ -57,7 +58,7 @@ def record(model: VisionMamba, images: Tensor, layers: Sequence[int] | None = No
         stack.enter_context(torch.set_grad_enabled(target is not None))
         for i in layers:
             mixer = model.layers[i].mixer
-            stack.enter_context(_hooked(mixer.register_forward_pre_hook(_keep_inputs(kept, i))))
+            stack.enter_context(_inputs_kept(mixer, kept, i))
             if target is not None:
                 stack.enter_context(_hooked(mixer.out_proj.register_forward_pre_hook(_keep_output(outputs, i))))
         logits = model(images)
@@ -123,13 +124,24 @@ def pick_score(logits: Tensor, target: Tensor | int | str) -> Tensor:
     return logits.gather(1, target[:, None]).sum()
 
 
-def _keep_inputs(kept: dict, i: int):
-    def hook(mixer, args):
-        with torch.no_grad():
-            scans, z = mixer.inputs(args[0])
+@contextlib.contextmanager
+def _inputs_kept(mixer: BidirectionalMixer, kept: dict, i: int) -> Iterator[None]:
+    """Let the mixer put what it computes for its scans into kept[i] as well, in place of computing it a second time."""
+    compute = mixer.inputs
+
+    def inputs(h):
+        scans, z = compute(h)
         # Some of the tensors are the parameters themselves, which would ask for gradients of all that follows.
-        kept[i] = tuple(Scan(*(x.detach() if isinstance(x, Tensor) else x for x in scan)) for scan in scans), z
-    return hook
+        plain = (Scan(*(x.detach() if isinstance(x, Tensor) else x for x in scan)) for scan in scans)
+        kept[i] = tuple(plain), z.detach()
+        return scans, z
+
+    mixer.inputs = inputs
+    try:
+        yield
+    finally:
+        # The method of the class is back.
+        del mixer.inputs
 
 
 def _keep_output(outputs: dict, i: int):
