@@ -115,10 +115,11 @@ def _add_halves(mean: Tensor, after: Tensor, before: Tensor, decay: Tensor) -> T
              for part in (slice(None, half), slice(half, None))]
     first, second = (_add_halves(*part) for part in parts)
     # (b, t, e n) @ (b, e n, j)
-    mean[:, half:, :half] += after[:, half:] @ before[:, :half].transpose(1, 2)
+    mean[:, half:, :half].baddbmm_(after[:, half:], before[:, :half].transpose(1, 2))
     after[:, half:] *= first
     before[:, :half] *= second
-    return first * second
+    # Without what is as good as nothing: numbers at the end of the range are slow.
+    return F.threshold(first * second, torch.finfo(decay.dtype).tiny ** 0.5, 0)
 
 
 def _prepared(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
