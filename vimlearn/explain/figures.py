@@ -5,7 +5,7 @@ purple below) for maps with signs. A map has one number a patch and is drawn in 
 nothing is smoothed that the network did not compute.
 """
 
-__all__ = ["Mark", "alt_text", "class_token_mark", "draw", "patch_area", "query_mark"]
+__all__ = ["Mark", "alt_text", "class_token_mark", "draw", "draw_method", "patch_area", "query_mark"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,18 @@ from torch import Tensor
 
 from ..errors import VimlearnError
 from ..vim import VisionMamba
-from .records import Query, query_token
+from .methods import METHODS, default_layer
+from .records import Query, check_layers, query_token
 
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 # How much of the colour comes from the map; the rest is the picture in grey, from GREY upwards.
 OPACITY, GREY = 0.65, 0.15
 # Inches: side of a picture where there are two, and where there are many.
 LARGE, SMALL = 2.9, 1.55
+# Of a file, so that it shows every pixel of the image, within reason.
+DPI = (200, 400)
+# Pixels whose gradients are larger than those of so many percent of all have the strongest colour.
+PERCENT_OF_PIXELS = 99
 Area = tuple[float, float, float, float]
 WHOLE: Area = (0, 0, 1, 1)
 
@@ -88,6 +93,43 @@ def draw(image: Image.Image | np.ndarray | Tensor, maps: Tensor, *, titles: Sequ
     return figure
 
 
+def draw_method(model: VisionMamba, image: Image.Image | np.ndarray | Tensor, maps: Tensor, method: str, *,
+                layer: int | str | None = None, query: Query = None, about: str = "", columns: int = 6) -> Figure:
+    """Return `draw` of what `explain` gave for one image, with titles, marks and alt text that fit the method.
+
+    Arguments
+        maps: for this image alone: (rows, columns), or with layer="all" (layers, rows, columns).
+        method, layer, query: as they were given to `explain`.
+        about: what the alt text says of the image as well, such as its name and class.
+    """
+    known, titles = METHODS[method], _titles(model, method, layer)
+    marks = _asked(model, method, query)
+    what = titles[0] if len(titles) == 1 else known.title
+    words = ", ".join([what[0].upper() + what[1:], *(mark.text for mark in marks), *filter(None, [about])])
+    if marks and marks[0].width and model.class_token_index is not None:
+        marks.append(class_token_mark(model))
+    return draw(image, maps, titles=titles, unit=known.unit, signed=known.signed, marks=marks, columns=columns,
+                area=WHOLE if known.of_pixels else patch_area(model), alt=alt_text(maps, words, known.signed),
+                percentile=PERCENT_OF_PIXELS if known.of_pixels else 100)
+
+
+def _titles(model: VisionMamba, method: str, layer: int | str | None) -> list[str]:
+    known = METHODS[method]
+    if "layer" not in known.options:
+        return [known.title]
+    if layer == "all":
+        return [f"layer {i}" for i in check_layers(model, None)]
+    (number,) = check_layers(model, [default_layer(model, method) if layer is None else layer])
+    return [f"{known.title}, layer {number}"]
+
+
+def _asked(model: VisionMamba, method: str, query: Query) -> list[Mark]:
+    if "query" not in METHODS[method].options:
+        return []
+    middle = tuple(n // 2 for n in model.patch_embed.grid_size)
+    return [query_mark(model, middle if query is None and method == "receptive-field" else query)]
+
+
 def alt_text(maps: Tensor | np.ndarray, what: str = "A map", signed: bool = False) -> str:
     """Return a text of some 30 words for those who do not see the picture: where the map is largest, how spread it is.
 
@@ -95,8 +137,8 @@ def alt_text(maps: Tensor | np.ndarray, what: str = "A map", signed: bool = Fals
     """
     maps = _maps(maps)
     if len(maps) == 1:
-        return f"{what} over a picture in grey. {_in_words(maps[0], signed)}."
-    return (f"{what}, {len(maps)} maps over a picture in grey. First: {_in_words(maps[0], signed, short=True)}. "
+        return f"{what} over the image in grey. {_in_words(maps[0], signed)}."
+    return (f"{what}, {len(maps)} maps over the image in grey. First: {_in_words(maps[0], signed, short=True)}. "
             f"Last: {_in_words(maps[-1], signed, short=True)}.")
 
 
@@ -171,7 +213,8 @@ def _panels(picture: np.ndarray, count: int, columns: int) -> tuple[Figure, list
     side = LARGE if count == 2 else SMALL
     # A wide picture is as wide as a square one, and lower.
     height, width = (side * n / max(picture.shape[:2]) for n in picture.shape[:2])
-    figure = Figure(figsize=(columns * width + 0.9, rows * (height + 0.22) + 0.3), layout="constrained")
+    figure = Figure(figsize=(columns * width + 0.9, rows * (height + 0.22) + 0.3), layout="constrained",
+                    dpi=min(max(DPI[0], max(picture.shape) / side), DPI[1]))
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[count:]:
