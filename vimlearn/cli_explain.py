@@ -3,6 +3,7 @@
 __all__ = ["ExplainOptions", "report"]
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +23,8 @@ class ExplainOptions:
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files: JPEG, PNG or another format of Pillow."""
     output: str
-    """Folder for the results, made where it is missing. For each image IMAGE_METHOD.png, .npy and .json."""
+    """Folder for the results, made where it is missing. For each image IMAGE_METHOD_QUESTION.png with the map over the
+    image, .npy with its numbers, and .json with class, probability and alt text."""
     method: str = "hidden"
     """hidden: what each patch adds to the query in one layer. rollout: what flows to the query through all layers.
     attribution: what of it speaks for a class. delta: how strongly each patch is written into the states. grad-cam:
@@ -83,7 +85,7 @@ def report(options: ExplainOptions) -> Iterator[str]:
                             "image files")
     trained.network.to(pick_device(options.device))
     chosen = _chosen(options, trained)
-    names = _names(options.images, options.method)
+    names = _names(options)
     check_folder(Path(options.output))
     yield trained.origin
     for path, name in zip(tqdm(options.images, unit="image", leave=False, disable=None), names, strict=True):
@@ -113,6 +115,7 @@ def _explain_one(path, image, stem: Path, options, trained: Trained, chosen: dic
     number = top.argmax().item() if number == "top" else number
     name = str(number) if trained.classes is None else in_words(trained.classes)[number]
     figure = draw_method(network, seen.image, maps, method, layer=chosen.get("layer"), query=chosen.get("query"),
+                         direction=chosen.get("direction"),
                          about=f"image {Path(path).name}, class {name} ({top[number].item():.0%})")
     facts = {"image": str(path), "method": method, **chosen, "class": name, "class_number": number,
              "probability": round(top[number].item(), 6), "shape": list(maps.shape), "notice": seen.notice,
@@ -166,13 +169,18 @@ def _query(text: str | None) -> int | str | tuple[int, int] | None:
     return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 
-def _names(images: tuple[str, ...], method: str) -> list[str]:
-    """Return a name for the files of each image: its own, with a number where an earlier one has it already."""
+def _names(options: ExplainOptions) -> list[str]:
+    """Return a name for the files of each image: its own, with a number where an earlier one has it already, and what
+    was asked, so that another question does not write over the answer.
+    """
+    asked = [f"{name}-{getattr(options, name)}" for name in ("layer", "query", "direction", "target")
+             if getattr(options, name) is not None]
+    ending = re.sub(r"[^\w+-]", "-", "_".join([options.method, *asked]))
     names = []
-    for path in images:
+    for path in options.images:
         stem, number = Path(path).stem, 1
-        while f"{stem}_{method}" in names:
+        while f"{stem}_{ending}" in names:
             number += 1
             stem = f"{Path(path).stem}_{number}"
-        names.append(f"{stem}_{method}")
+        names.append(f"{stem}_{ending}")
     return names

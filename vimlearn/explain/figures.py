@@ -54,8 +54,8 @@ class Mark:
 
 
 def draw(image: Image.Image | np.ndarray | Tensor, maps: Tensor, *, titles: Sequence[str] = (), unit: str = "",
-         signed: bool = False, area: Area = WHOLE, marks: Sequence[Mark] = (), percentile: float = 100,
-         columns: int = 6, alt: str = "") -> Figure:
+         signed: bool = False, from_zero: bool = True, area: Area = WHOLE, marks: Sequence[Mark] = (),
+         percentile: float = 100, columns: int = 6, alt: str = "") -> Figure:
     """Return a figure with the picture and each map over it. Its alt text is its label: `figure.get_label()`.
 
     Arguments
@@ -63,21 +63,22 @@ def draw(image: Image.Image | np.ndarray | Tensor, maps: Tensor, *, titles: Sequ
             from 0 to 1.
         maps: (rows, columns), or several of them, (maps, rows, columns), of patches or pixels.
         titles: one for each map.
-        unit: what stands at the colour bar. One map is drawn in its values. Of several, each is drawn as share of its
-            own largest absolute value, because layers differ by orders of magnitude.
+        unit: what stands at the colour bar, for one map. Several have one bar, from 0 to the largest absolute value of
+            each, because layers differ by orders of magnitude.
         signed: whether values below 0 have a meaning. Then 0 is in the middle of the colours.
+        from_zero: whether the colours begin at 0, where there are no signs; else at the smallest value.
         area: where the map lies on the picture: left, top, right, bottom, in shares; see `patch_area`.
         marks: places to show.
         percentile: of the absolute values, from which on all have the strongest colour; 100 is the largest.
-        columns: pictures in a row, a count.
-        alt: alt text; None writes one, see `alt_text`.
+        columns: pictures in a row, at most.
+        alt: alt text; without one it is `alt_text`.
 
     Raises VimlearnError where image, maps and titles do not fit. It needs no notebook and no screen.
     """
     picture, maps = _picture(image), _maps(maps)
     if len(titles) not in (0, len(maps)):
         raise VimlearnError(f"there are {len(titles)} titles for {len(maps)} maps; expected one for each, or none")
-    norms = [_norm(one, signed, percentile) for one in maps]
+    norms = [_norm(one, signed, from_zero, percentile) for one in maps]
     figure, panels = _panels(picture, len(maps) + 1, columns)
     _show(panels[0], picture, "image")
     colours = colormaps[DIVERGING if signed else SEQUENTIAL]
@@ -94,33 +95,36 @@ def draw(image: Image.Image | np.ndarray | Tensor, maps: Tensor, *, titles: Sequ
 
 
 def draw_method(model: VisionMamba, image: Image.Image | np.ndarray | Tensor, maps: Tensor, method: str, *,
-                layer: int | str | None = None, query: Query = None, about: str = "", columns: int = 6) -> Figure:
+                layer: int | str | None = None, query: Query = None, direction: str | None = None, about: str = "",
+                columns: int = 6) -> Figure:
     """Return `draw` of what `explain` gave for one image, with titles, marks and alt text that fit the method.
 
     Arguments
         maps: for this image alone: (rows, columns), or with layer="all" (layers, rows, columns).
-        method, layer, query: as they were given to `explain`.
+        method, layer, query, direction: as they were given to `explain`.
         about: what the alt text says of the image as well, such as its name and class.
     """
-    known, titles = METHODS[method], _titles(model, method, layer)
+    known, titles = METHODS[method], _titles(model, method, layer, direction)
     marks = _asked(model, method, query)
     what = titles[0] if len(titles) == 1 else known.title
     words = ", ".join([what[0].upper() + what[1:], *(mark.text for mark in marks), *filter(None, [about])])
     if marks and marks[0].width and model.class_token_index is not None:
         marks.append(class_token_mark(model))
-    return draw(image, maps, titles=titles, unit=known.unit, signed=known.signed, marks=marks, columns=columns,
-                area=WHOLE if known.of_pixels else patch_area(model), alt=alt_text(maps, words, known.signed),
+    return draw(image, maps, titles=titles, unit=known.unit, signed=known.signed, from_zero=known.from_zero,
+                marks=marks, columns=columns, area=WHOLE if known.of_pixels else patch_area(model),
+                alt=alt_text(maps, words, known.signed),
                 percentile=PERCENT_OF_PIXELS if known.of_pixels else 100)
 
 
-def _titles(model: VisionMamba, method: str, layer: int | str | None) -> list[str]:
+def _titles(model: VisionMamba, method: str, layer: int | str | None, direction: str | None) -> list[str]:
     known = METHODS[method]
     if "layer" not in known.options:
         return [known.title]
+    way = "" if direction in (None, "both") else f", {direction}"
     if layer == "all":
-        return [f"layer {i}" for i in check_layers(model, None)]
+        return [f"layer {i}{way}" for i in check_layers(model, None)]
     (number,) = check_layers(model, [default_layer(model, method) if layer is None else layer])
-    return [f"{known.title}, layer {number}"]
+    return [f"{known.title}, layer {number}{way}"]
 
 
 def _asked(model: VisionMamba, method: str, query: Query) -> list[Mark]:
@@ -202,14 +206,17 @@ def _maps(maps) -> np.ndarray:
     return array
 
 
-def _norm(one: np.ndarray, signed: bool, percentile: float) -> Normalize:
+def _norm(one: np.ndarray, signed: bool, from_zero: bool, percentile: float) -> Normalize:
     largest = np.percentile(np.abs(one), percentile) or np.abs(one).max() or 1.0
-    return Normalize(-largest if signed else 0, largest)
+    if signed:
+        return Normalize(-largest, largest)
+    return Normalize(0 if from_zero or one.min() == largest else one.min(), largest)
 
 
 def _panels(picture: np.ndarray, count: int, columns: int) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, count)
     rows = -(-count // columns)
+    # Rows of about the same length.
+    columns = -(-count // rows)
     side = LARGE if count == 2 else SMALL
     # A wide picture is as wide as a square one, and lower.
     height, width = (side * n / max(picture.shape[:2]) for n in picture.shape[:2])
@@ -256,20 +263,29 @@ def _mark(axes: Axes, mark: Mark, shape) -> None:
 
 def _colour_bar(figure: Figure, panels: list[Axes], norms: list[Normalize], colours: Colormap, unit: str,
                 cut: bool) -> None:
-    one = len(norms) == 1
-    norm = norms[0] if one else Normalize(-1 if norms[0].vmin < 0 else 0, 1)
-    signed = norm.vmin < 0
+    signed = norms[0].vmin < 0
     # The colours as they look over a medium grey.
     seen = OPACITY * colours(np.linspace(0, 1, 256))[:, :3] + (1 - OPACITY) * (GREY + 1) / 2
     extend = {(True, True): "both", (True, False): "max"}.get((cut, signed), "neither")
+    norm = norms[0] if len(norms) == 1 else Normalize(-1 if signed else 0, 1)
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(seen)), ax=panels, fraction=0.05, aspect=25, pad=0.02,
                           extend=extend)
-    bar.locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
-    bar.formatter.set_powerlimits((-2, 3))
-    bar.update_ticks()
+    if len(norms) == 1:
+        bar.locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        bar.formatter.set_powerlimits((-2, 3))
+        bar.update_ticks()
+        bar.set_label(unit, fontsize=8)
+    else:
+        bar.set_ticks([-1, 0, 1] if signed else [0, 1], labels=_ends(norms, signed))
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
-    bar.set_label(unit if one else "share of each map's largest" + (" |value|" if signed else " value"), fontsize=8)
+
+
+def _ends(norms: list[Normalize], signed: bool) -> list[str]:
+    """Return what stands at the colour bar that several maps share."""
+    if signed:
+        return ["−largest\n|value|\nof each", "0", "largest\n|value|\nof each"]
+    return ["smallest\nof each" if norms[0].vmin else "0", "largest\nof each"]
 
 
 def _legend(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:

@@ -26,7 +26,7 @@ from ..kernels.layout import Scan
 from ..scan import SCAN, no_autocast, prepare
 
 # Numbers that each factor of the mean may hold at a time.
-LARGEST = 2**25
+LARGEST = 2**23
 
 
 def steps(scan: Scan) -> Tensor:
@@ -118,8 +118,8 @@ def _add_halves(mean: Tensor, after: Tensor, before: Tensor, decay: Tensor) -> T
     mean[:, half:, :half].baddbmm_(after[:, half:], before[:, :half].transpose(1, 2))
     after[:, half:] *= first
     before[:, :half] *= second
-    # Without what is as good as nothing: numbers at the end of the range are slow.
-    return F.threshold(first * second, torch.finfo(decay.dtype).tiny ** 0.5, 0)
+    # Without what no sum can show: numbers at the end of the range are slow.
+    return F.threshold(first * second, torch.finfo(decay.dtype).eps ** 2, 0)
 
 
 def _prepared(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:

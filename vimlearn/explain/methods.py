@@ -36,7 +36,8 @@ class Method:
 
     title: its name in words. unit: what a value of the map is. run: (model, images, **options) -> (b, rows, columns) or
     (b, H, W); with the option `layer` it takes `layers`, a list, and puts them in front. options: those of OPTIONS that
-    it takes. signed: whether values below 0 have a meaning. of_pixels: whether the map has the size of the image.
+    it takes. signed: whether values below 0 have a meaning. from_zero: whether 0 means nothing, so that colours begin
+    there. of_pixels: whether the map has the size of the image.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Method:
     run: Callable[..., Tensor]
     options: tuple[str, ...]
     signed: bool = False
+    from_zero: bool = True
     of_pixels: bool = False
 
 
@@ -133,11 +135,11 @@ METHODS = {
     "hidden": Method("hidden attention", "mean matrix entry", _hidden, ("layer", "query", "direction"), signed=True),
     "rollout": Method("rollout of hidden attention", "share", _rollout, ("query",)),
     "attribution": Method("attribution", "gradient × matrix", _attribution, ("query", "target")),
-    "delta": Method("delta map", "mean step", _delta, ("layer", "direction")),
+    "delta": Method("delta map", "mean step", _delta, ("layer", "direction"), from_zero=False),
     "input-gradient": Method("input gradient", "|d logit / d pixel|", input_gradient, ("target",), of_pixels=True),
     "integrated-gradients": Method("integrated gradients", "part of the logit", integrated_gradients, ("target",),
                                    signed=True, of_pixels=True),
     "grad-cam": Method("Grad-CAM", "weighted tokens", _grad_cam, ("layer", "target")),
-    "receptive-field": Method("receptive field", "share of the gradient", _receptive_field, ("layer", "query"),
+    "receptive-field": Method("receptive field", "|d token / d pixel|", _receptive_field, ("layer", "query"),
                               of_pixels=True),
 }
