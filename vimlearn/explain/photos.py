@@ -2,6 +2,7 @@
 
 __all__ = ["Seen", "look_at", "open_image", "seen_part"]
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -69,10 +70,12 @@ def seen_part(size: tuple[int, int], img_size: tuple[int, int], crop_pct: float)
     Left, top, right, bottom in pixels of the image.
     """
     shown = img_size[::-1]
-    # Pixels of the image a pixel of the resized one, so that it just covers the size before the cut.
-    ratio = min(side / int(target / crop_pct) for side, target in zip(size, shown, strict=True))
-    # As torchvision rounds: the resized side down, where the cut begins to the nearest.
-    starts = [max(0, round((int(side / ratio + 1e-6) - target) / 2)) * ratio
+    targets = [int(side / crop_pct) for side in shown]
+    # Pixels of the image a pixel of the resized one, which just covers the targets.
+    ratio = min(side / target for side, target in zip(size, targets, strict=True))
+    # As torchvision rounds the sides for a square, and timm for others; the cut begins at the nearest pixel.
+    whole = math.floor if targets[0] == targets[1] else round
+    starts = [max(0, round((whole(side / ratio + 1e-9) - target) / 2)) * ratio
               for side, target in zip(size, shown, strict=True)]
     ends = [min(side, start + target * ratio) for side, start, target in zip(size, starts, shown, strict=True)]
     return starts[0], starts[1], ends[0], ends[1]
