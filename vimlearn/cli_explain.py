@@ -26,10 +26,10 @@ class ExplainOptions:
     """Folder for the results, made where it is missing. For each image IMAGE_METHOD_QUESTION.png with the map over the
     image, .npy with its numbers, and .json with class, probability and alt text."""
     method: str = "hidden"
-    """hidden: what each patch adds to the query in one layer. rollout: what flows to the query through all layers.
-    attribution: what of it speaks for a class. delta: how strongly each patch is written into the states. grad-cam:
-    what behind one layer speaks for a class. input-gradient, integrated-gradients: pixels and the logit of a class.
-    receptive-field: pixels and the query."""
+    """How the map is made. hidden: what each patch adds to the query in one layer. rollout: what flows to the query
+    through all layers. attribution: what of it speaks for a class. delta: how strongly each patch is written into the
+    states. grad-cam: what behind one layer speaks for a class. input-gradient, integrated-gradients: pixels and the
+    logit of a class. receptive-field: pixels and the query."""
     layer: int | Literal["all"] | None = None
     """Number of the layer from 0, negative from the end; or all. None: the last one, for grad-cam the one before."""
     query: str | None = None
