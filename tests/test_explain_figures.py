@@ -96,6 +96,9 @@ def test_marks(settings, class_place, patch_of_5):
     mark = explain.query_mark(model, 5)
     assert (mark.x, mark.y, mark.width, mark.height) == pytest.approx((column / 3, row / 3, 1 / 3, 1 / 3))
     assert explain.query_mark(model, (row, column)) == mark
+    # In front of the class token too, where there is one in the middle.
+    assert explain.query_mark(model, (1, 0)).y == pytest.approx(1 / 3)
+    assert explain.query_mark(model, (1, 0)).x == pytest.approx(0)
     if class_place is None:
         with pytest.raises(VimlearnError, match="no class token"):
             explain.class_token_mark(model)
