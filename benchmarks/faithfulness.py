@@ -73,9 +73,10 @@ def main() -> None:
     parser.add_argument("--no-scenes", action="store_true", help="leave the scenes out")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"), help="CSV to write")
     options = parser.parse_args()
-    cifar, scenes = (vimlearn.load_model(f"shipped:{name}") for name in ("cifar10", "scenes"))
+    cifar = vimlearn.load_model("shipped:cifar10")
     names, size = vimlearn.class_names("shipped:cifar10"), min(cifar.patch_embed.img_size)
     if not options.no_scenes:
+        scenes = vimlearn.load_model("shipped:scenes")
         data = scene_images(options.images, min(scenes.patch_embed.img_size))
         measure(Table(options.output, "shipped:scenes", "scenes"), scenes, data, options.fresh)
     if options.cifar10:

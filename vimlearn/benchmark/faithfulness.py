@@ -26,20 +26,22 @@ PART, DRAWS = 16, 2000
 def all_maps(model: VisionMamba, images: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return the maps of all methods by name, each (b, rows, columns).
 
-    A method of layers has an entry for each one, counted from 0. A signed one is there as it is, and without its sign.
+    A method of layers has an entry for each one, counted from 0; the receptive field, of the class token, is there for
+    the last alone. A signed map is there as it is, and without its sign (of the last layer).
     """
     found = {}
     for name, method in METHODS.items():
         given = {"target": target} if "target" in method.options else {}
         if "query" in method.options:
             given["query"] = "class"
-        if "layer" in method.options:
+        if "layer" in method.options and name != "receptive-field":
             maps = _in_parts(model, images, name, {**given, "layer": "all"}, dim=1)
             found |= {f"{name}, layer {i}": one for i, one in enumerate(maps)}
         else:
             found[name] = _in_parts(model, images, name, given, dim=0)
-    signed = {name: maps for name, maps in found.items() if METHODS[name.split(",")[0]].signed}
-    found |= {f"{name}, absolute": maps.abs() for name, maps in signed.items()}
+    signed = [name for name, method in METHODS.items() if method.signed]
+    names = [name if name in found else f"{name}, layer {len(model.layers) - 1}" for name in signed]
+    found |= {f"{name}, absolute": found[name].abs() for name in names}
     return found | _guesses(images, model.patch_embed.grid_size)
 
 
