@@ -7,7 +7,9 @@ import pytest
 import torch
 from drawn_images import options
 
+import vimlearn
 from vimlearn import VimlearnError
+from vimlearn.benchmark.masked_images import scene_images
 from vimlearn.scenes import CLASSES, PARTS, Scene, SceneDataset, draw_scene
 from vimlearn.shapes import SHAPES, cover
 from vimlearn.sources import open_source
@@ -170,6 +172,13 @@ def test_scenes_are_a_set_to_train_on(monkeypatch):
     assert picture.tobytes() == draw_scene(13, seed=PARTS[1][1]).picture().tobytes()
     assert source.heldout.name(13) == "scene 13 of seed 1"
     assert open_source("scenes", heldout_only=True).training is None
+
+
+def test_the_network_that_comes_along_knows_scenes():
+    model, data = vimlearn.load_model("shipped:scenes"), scene_images(100, 32)
+    assert vimlearn.class_names("shipped:scenes") == CLASSES
+    with torch.no_grad():
+        assert (model(data.images).argmax(1) == data.labels).double().mean() > 0.74
 
 
 def test_a_run_over_a_few_scenes(monkeypatch):
