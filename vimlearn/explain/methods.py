@@ -12,9 +12,9 @@
 | `receptive-field`      | pixel             | how much the query behind one layer hangs on it              |        |
 """
 
-__all__ = ["METHODS", "Method", "explain"]
+__all__ = ["METHODS", "OPTIONS", "Method", "check_options", "default_layer", "explain"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from ..vim import VisionMamba
 from .attention import attribution, delta_maps_of_layers, hidden_attentions, on_grid, rollout
 from .field import receptive_fields
 from .gradients import grad_cam, input_gradient, integrated_gradients
-from .records import Query, check_layers
+from .records import Query, check_layers, query_token
 
 OPTIONS = ("layer", "query", "target", "direction")
 
@@ -62,20 +62,34 @@ def explain(model: VisionMamba, images: Tensor, method: str = "hidden", *, layer
 
     Raises VimlearnError where the method is unknown, does not take an option, or the option does not fit the model.
     """
+    values = (layer, query, target, direction)
+    given = {name: value for name, value in zip(OPTIONS, values, strict=True) if value is not None}
+    check_options(model, method, given)
+    run = METHODS[method].run
+    if "layer" not in METHODS[method].options:
+        return run(model, images, **given)
+    given.pop("layer", None)
+    maps = run(model, images, _layers(model, default_layer(model, method) if layer is None else layer), **given)
+    return maps if layer == "all" else maps[0]
+
+
+def check_options(model: VisionMamba, method: str, given: Mapping[str, object]) -> None:
+    """Raise VimlearnError unless the model is a Vim and the method is known and takes the options that are given.
+
+    A layer and a query must exist; what a direction and a target can be shows in the run.
+    """
+    check_layers(model, None)
     if method not in METHODS:
         raise VimlearnError(f"unknown method {method!r}{nearest(str(method), METHODS)}; expected one of "
                             f"{', '.join(METHODS)}")
-    chosen = METHODS[method]
-    values = (layer, query, target, direction)
-    given = {name: value for name, value in zip(OPTIONS, values, strict=True) if value is not None}
-    strange = [name for name in given if name not in chosen.options]
+    known = METHODS[method].options
+    strange = [name for name in given if name not in known]
     if strange:
-        raise VimlearnError(f"{method} takes no {strange[0]}; it takes {', '.join(chosen.options)}")
-    if "layer" not in chosen.options:
-        return chosen.run(model, images, **given)
-    layers = _layers(model, given.pop("layer", default_layer(model, method)))
-    maps = chosen.run(model, images, layers, **given)
-    return maps if layer == "all" else maps[0]
+        raise VimlearnError(f"{method} takes no {strange[0]}; it takes {', '.join(known)}")
+    if "layer" in given:
+        _layers(model, given["layer"])
+    if "query" in given:
+        query_token(model, given["query"])
 
 
 def default_layer(model: VisionMamba, method: str) -> int:
@@ -118,10 +132,10 @@ def _receptive_field(model, images, layers, query=None):
 METHODS = {
     "hidden": Method("hidden attention", "mean matrix entry", _hidden, ("layer", "query", "direction"), signed=True),
     "rollout": Method("rollout of hidden attention", "share", _rollout, ("query",)),
-    "attribution": Method("attribution", "gradient x matrix", _attribution, ("query", "target")),
+    "attribution": Method("attribution", "gradient × matrix", _attribution, ("query", "target")),
     "delta": Method("delta map", "mean step", _delta, ("layer", "direction")),
     "input-gradient": Method("input gradient", "|d logit / d pixel|", input_gradient, ("target",), of_pixels=True),
-    "integrated-gradients": Method("integrated gradients", "share of the logit", integrated_gradients, ("target",),
+    "integrated-gradients": Method("integrated gradients", "part of the logit", integrated_gradients, ("target",),
                                    signed=True, of_pixels=True),
     "grad-cam": Method("Grad-CAM", "weighted tokens", _grad_cam, ("layer", "target")),
     "receptive-field": Method("receptive field", "share of the gradient", _receptive_field, ("layer", "query"),
