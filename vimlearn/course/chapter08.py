@@ -110,7 +110,8 @@ def to_picture(answer):
         def without(index, values=values):
             return torch.cat([values[:, :index], values[:, index + 1:]], dim=1)
 
-        match(call(answer, values, rows, columns), without(middle).view(b, rows, columns), name="the picture", mistakes={
+        right = without(middle).view(b, rows, columns)
+        match(call(answer, values, rows, columns), right, name="the picture", mistakes={
             "the first number was taken for the class token's; in Vim it is number M // 2":
                 without(0).view(b, rows, columns),
             "the last number was taken for the class token's; in Vim it is number M // 2":
@@ -141,7 +142,7 @@ def _rolled(matrices: list[Tensor], query: int, stay: float = 1.0, last_first: b
 def roll_out(answer):
     """The query's row of the product of (1 + cut and scaled matrix), the last layer in front."""
     for count in (1, 3):
-        matrices, query = [_randn(5, 5, seed=i) + 0.3 for i in range(count)], 3
+        matrices, query = [_rand(5, 5, seed=i) - 0.3 for i in range(count)], 3
         product = torch.eye(5, dtype=torch.float64)
         for matrix in matrices:
             product = (torch.eye(5, dtype=torch.float64) + _normalised(matrix)) @ product
@@ -155,7 +156,7 @@ def roll_out(answer):
                 _rolled(matrices, query, last_first=False),
             "this is a column of the product, what the query gives; the row is what it gets": product[:, query],
             "this is the whole product; return the row of the query": product,
-            "the rows are not scaled to sum 1": lambda: _unscaled(matrices, query),
+            "the rows are not scaled to sum 1": _unscaled(matrices, query),
         })
     return "the query's row, carried from the last layer to the first."
 
@@ -167,9 +168,9 @@ def _unscaled(matrices: list[Tensor], query: int) -> Tensor:
     return row
 
 
-def _deleted(score, image: Tensor, order: Tensor, p: int, columns: int, together: bool = True, first: int = 0) -> Tensor:
+def _deleted(score, image: Tensor, order: Tensor, p: int, columns: int, together: bool = True) -> Tensor:
     scores, now = [], image.clone()
-    for k in range(first, len(order) + 1):
+    for k in range(len(order) + 1):
         if k:
             now = now.clone() if together else image.clone()
             row, column = divmod(int(order[k - 1]), columns)
