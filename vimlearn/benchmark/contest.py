@@ -10,6 +10,7 @@ __all__ = ["Contestant", "contest", "environment", "write_rows"]
 import csv
 import datetime
 import gc
+import io
 import os
 import platform
 import statistics
@@ -21,6 +22,8 @@ from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+
+from ..files import write_text
 
 
 class Contestant(NamedTuple):
@@ -96,11 +99,13 @@ def _version(name: str) -> str:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV, to a file aside that then takes the place of `path`; columns in order of first appearance."""
+    """Write rows as CSV, to a file aside that then takes the place of `path`; columns in order of first appearance.
+
+    Raises VimlearnError where it cannot be written.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    aside.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
