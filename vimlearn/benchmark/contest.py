@@ -73,10 +73,14 @@ def _three_digits(x: float) -> str:
     return f"{x:.4g}"
 
 
-def environment(*packages: str) -> dict[str, str]:
-    """Return what a row says of where it was measured: date, machine, threads, and versions of the given packages."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"date": datetime.date.today().isoformat(), "machine": device, "threads": str(torch.get_num_threads()),
+def environment(*packages: str, device: str = "auto") -> dict[str, str]:
+    """Return what a row says of where it was measured: date, machine, threads, and versions of the given packages.
+
+    device: "cpu" or "cuda", what the machine is named by. "auto": the GPU if there is one.
+    """
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    machine = torch.cuda.get_device_name() if on_gpu else _processor()
+    return {"date": datetime.date.today().isoformat(), "machine": machine, "threads": str(torch.get_num_threads()),
             "versions": " ".join(f"{name} {_version(name)}" for name in ("torch", *packages))}
 
 

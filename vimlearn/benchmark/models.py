@@ -9,14 +9,14 @@ time of a call, its spread, and the median over rounds of the ratio to the first
 A contestant that runs out of memory, or whose process is ended, becomes a row that says so; the others go on.
 """
 
-__all__ = ["Rules", "compare", "measure"]
+__all__ = ["Rules", "Watch", "compare", "measure"]
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..errors import VimlearnError
 from .case import Case, check
 from .cores import Cores
 from .worker import Broken, Worker
@@ -44,6 +44,26 @@ class Rules:
     memory_limit: float | None = None
     threads: int | None = None
 
+    def __post_init__(self):
+        for name in ("rounds", "least_rounds", "budget", "turn", "longest", "memory_limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise VimlearnError(f"{name} is {value}; expected more than 0")
+
+    def rounds_of(self, seconds: float) -> int:
+        """Return how many rounds a comparison has, if a round takes that many seconds."""
+        return max(min(self.rounds, int(self.budget / seconds)), min(self.least_rounds, self.rounds))
+
+
+class Watch:
+    """Is told of the progress of a comparison; this one does nothing with it."""
+
+    def tick(self, case: Case, seconds: float, calls: int) -> None:
+        """Calls of a case took that many seconds together."""
+
+    def plan(self, seconds: float) -> None:
+        """The turns will take that many seconds."""
+
 
 @dataclass
 class Contender:
@@ -68,7 +88,7 @@ class Contender:
             return None
 
 
-def compare(models: Sequence[str], size: int, rules: Rules = Rules(), **settings) -> list[dict]:  # noqa: B008
+def compare(models: Sequence[str], size: int, rules: Rules = Rules(), **settings) -> list[dict]:
     """Measure models against each other at one size and return a row each, the ratios to the first model.
 
     settings: other fields of `Case`, as in batch_size=8, dtype="bfloat16", mode="training".
@@ -79,14 +99,13 @@ def compare(models: Sequence[str], size: int, rules: Rules = Rules(), **settings
     return measure(cases, rules)
 
 
-def measure(cases: Sequence[Case], rules: Rules = Rules(), start: Callable = Worker,  # noqa: B008
-            tick: Callable[[Case, float], object] = lambda case, seconds: None,
-            plan: Callable[[float], object] = lambda seconds: None) -> list[dict]:
+def measure(cases: Sequence[Case], rules: Rules = Rules(), start: Callable = Worker,
+            watch: Watch | None = None) -> list[dict]:
     """Measure cases that are to be compared and return a row each, the ratios to the first case.
 
-    Arguments: start, what makes the process of a case; tick, called after each call of a contestant with its seconds;
-    plan, called with the seconds that are left, once that is known.
+    Arguments: start, what makes the process of a case; watch, what is told of the progress.
     """
+    watch = watch or Watch()
     limit = rules.memory_limit and rules.memory_limit * GIGABYTE
     with contextlib.ExitStack() as stack:
         contenders = []
@@ -98,30 +117,30 @@ def measure(cases: Sequence[Case], rules: Rules = Rules(), start: Callable = Wor
         for contender in contenders:
             contender.known |= contender.ask("wait") or {}
         for contender in contenders:
-            _warm_up(contender, rules, tick)
+            _warm_up(contender, rules, watch)
         cores = Cores()
-        _take_turns(contenders, rules, tick, plan, cores)
+        _take_turns(contenders, rules, watch, cores)
         return [_row(contender, contenders[0], cores.elsewhere()) for contender in contenders]
 
 
-def _warm_up(contender: Contender, rules: Rules, tick) -> None:
+def _warm_up(contender: Contender, rules: Rules, watch: Watch) -> None:
     for command in ("load", "warm_up", "again"):
-        start = time.perf_counter()
         answer = contender.ask(command)
         if answer is None:
             return
         contender.known |= answer
-        tick(contender.case, time.perf_counter() - start)
+        if "seconds" in answer:
+            watch.tick(contender.case, answer["seconds"], 1)
     if contender.known["seconds"] > rules.longest:
         contender.status, contender.why = TOO_SLOW, f"a call takes longer than {rules.longest:g} seconds"
         contender.times = [contender.known["seconds"]]
 
 
-def _take_turns(contenders: list[Contender], rules: Rules, tick, plan, cores: Cores) -> None:
+def _take_turns(contenders: list[Contender], rules: Rules, watch: Watch, cores: Cores) -> None:
     calls = {c.case: max(1, round(rules.turn / max(c.known["seconds"], 1e-6))) for c in contenders if c.status == OK}
     cost = sum(calls[c.case] * c.known["seconds"] for c in contenders if c.status == OK)
-    rounds = max(rules.least_rounds, min(rules.rounds, int(rules.budget / cost))) if cost else 0
-    plan(rounds * cost)
+    rounds = rules.rounds_of(cost) if cost else 0
+    watch.plan(rounds * cost)
     for _ in range(rounds):
         for contender in contenders:
             with cores.turn() as turn:
@@ -129,7 +148,7 @@ def _take_turns(contenders: list[Contender], rules: Rules, tick, plan, cores: Co
                 turn.own = calls[contender.case] * answer["processor"] if answer else None
             if answer:
                 contender.times.append(answer["seconds"])
-                tick(contender.case, calls[contender.case] * answer["seconds"])
+                watch.tick(contender.case, calls[contender.case] * answer["seconds"], calls[contender.case])
 
 
 def _row(contender: Contender, first: Contender, elsewhere: float | None) -> dict:
