@@ -73,10 +73,11 @@ def table(rows: Iterable[dict]) -> list[str]:
 
 def plain(rows: Iterable[dict]) -> list[str]:
     """Return rows of a contest as lines: what, who, milliseconds, and the ratio."""
-    found = []
+    rows, found = list(rows), []
+    wide = [max((len(row[name]) for row in rows), default=0) for name in ("what", "contestant")]
     for row in rows:
         ratio = next((f"{value} times {key[6:]}" for key, value in row.items() if key.startswith("times_")), "")
-        found.append(f"{row['what']:62} {row['contestant']:24} {row['median_ms']:>8} ms, {ratio}")
+        found.append(f"{row['what']:{wide[0]}} {row['contestant']:{wide[1]}} {row['median_ms']:>8} ms, {ratio}")
     return found
 
 
