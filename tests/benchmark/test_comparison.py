@@ -89,7 +89,7 @@ def test_processes_measure_and_a_memory_limit_is_a_row():
 def test_a_process_that_cannot_build_its_network_says_why():
     worker = Worker(Case("vim-ti", 8), threads=1)
     worker.wait()
-    with pytest.raises(Broken, match="failed: VimlearnError: img_size .8, 8. is smaller than one patch") as end:
+    with pytest.raises(Broken, match=r"failed: VimlearnError: img_size .8, 8. is smaller than one patch") as end:
         worker.ask("load")
     assert end.value.status == "failed"
     worker.close()

@@ -88,12 +88,15 @@ def _ratios(axes: Axes, by_model: dict, column: str) -> None:
 
 
 def _scales(axes: Axes, sizes: list[int], what: str) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=what)
+    axes.set(xscale="log", xlabel="side of the image, pixels", ylabel=what)
     axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8, rotation=45 if len(sizes) > 6 else 0)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    if any(len(line.get_xdata()) and line.get_marker() != "x" for line in axes.lines):
+        # matplotlib has no log scale without a number on it.
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if sizes:
         axes.set_xlim(sizes[0] / 1.08, sizes[-1] * 1.25)
     axes.grid(color="#dddddd")

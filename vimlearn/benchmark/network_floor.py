@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from .case import Case, build
+from .case import Case, build, check
 from .contest import Contestant, contest
 from .counts import WIDTHS
 from .scan_floor import scan_floor
@@ -61,11 +61,10 @@ def floor_rows(model: str, sizes: tuple[int, ...], rounds: int = 9) -> list[dict
 
     Raises VimlearnError on a size that does not fit.
     """
-    rows = []
+    cases = [Case(model, size) for size in sizes]
+    check(cases)
     rate = matrix_rate()
-    for size in sizes:
-        rows += _one_size(Case(model, size), rate, rounds)
-    return rows
+    return [row for case in cases for row in _one_size(case, rate, rounds)]
 
 
 def _one_size(case: Case, rate: float, rounds: int) -> list[dict]:

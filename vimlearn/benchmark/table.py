@@ -25,13 +25,14 @@ def read_rows(path: Path) -> list[dict]:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = [{name: _typed(name, value) for name, value in row.items()} for row in csv.DictReader(file)]
-        for row in rows:
-            case_of(row)
+            reader = csv.DictReader(file)
+            missing = {field.name for field in fields(Case)}.difference(reader.fieldnames or ())
+            if missing:
+                raise KeyError(f"no columns {', '.join(sorted(missing))}")
+            return [{name: _typed(name, value) for name, value in row.items()} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, KeyError, TypeError) as error:
         raise VimlearnError(f"{path} is no table of this benchmark ({type(error).__name__}: {error}); expected a CSV "
                             "that vimlearn bench wrote") from error
-    return rows
 
 
 def _typed(name: str, value: str):
