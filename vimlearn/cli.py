@@ -154,9 +154,11 @@ def _bench(args: list[str]) -> None:
     Each contestant has a process of its own, and they take turns. Rows are written after each size; a run that was
     stopped goes on with --resume. Running out of memory is a result.
 
-    vimlearn bench scan      the scan alone, against its floor
-    vimlearn bench scaling   how cost grows with the number of tokens
-    vimlearn bench floor     what the parts of a Vim must cost at least on this CPU, and the share of that reached
+    vimlearn bench scan: the scan alone, against its floor.
+
+    vimlearn bench scaling: how cost grows with the number of tokens.
+
+    vimlearn bench floor: what the parts of a Vim must cost at least on this CPU, and the share of that reached.
     """
     from . import cli_bench
 

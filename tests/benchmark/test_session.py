@@ -119,6 +119,7 @@ def no_work(monkeypatch):
 
 @pytest.mark.parametrize("args, words", [
     (["--models", "vim-to"], "unknown model 'vim-to', did you mean 'vim-ti'?"),
+    (["--models"], "there is no model to measure; expected at least one"),
     (["--sizes", "500"], "size 500 is not a multiple of the patch"),
     (["--sizes", "8"], "too small for Vim-Ti"),
     (["--rounds", "0"], "rounds is 0; expected more than 0"),

@@ -83,8 +83,11 @@ def groups(models: Sequence[str], **axes: Sequence) -> list[list[Case]]:
     axes: fields of `Case` and the values each takes, as in size=(224, 512), dtype=("float32",). Larger images and
     batches come later. Raises VimlearnError on what cannot be.
     """
+    for name, values in {"model": models, **axes}.items():
+        if not values:
+            raise VimlearnError(f"there is no {name} to measure; expected at least one")
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    found = [[Case(model, **settings) for model in models] for settings in combinations]
+    found = [[Case(model, **settings) for model in dict.fromkeys(models)] for settings in combinations]
     for group in found:
         check(group)
     return sorted(found, key=lambda group: group[0].size * group[0].batch_size**0.5)
