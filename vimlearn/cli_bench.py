@@ -149,12 +149,13 @@ def scan(options: ScanOptions) -> list[str]:
 
 def floor(options: FloorOptions) -> list[str]:
     """Measure a network against its floor and return the lines to print."""
-    from .benchmark.network_floor import floor_rows
+    from .benchmark.network_floor import floor_lines, floor_rows
     from .benchmark.table import check_writable
 
     if options.output:
         check_writable(options.output)
-    return _plain(options, floor_rows(options.model, options.sizes, options.rounds))
+    rows = floor_rows(options.model, options.sizes, options.rounds)
+    return [*_plain(options, rows), "", *floor_lines(rows)]
 
 
 def _device(name: str) -> str:

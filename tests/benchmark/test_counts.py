@@ -91,3 +91,11 @@ def test_floor_rows_add_up(monkeypatch):
     assert len(parts) == 7 and sum(parts) == pytest.approx(float(rows["floor"]["median_ms"]), rel=1e-2)
     reached = float(rows["floor"]["median_ms"]) / float(rows["network"]["median_ms"])
     assert float(rows["floor"]["share_reached"]) == pytest.approx(reached, abs=2e-3)
+
+
+def test_the_sentence_on_the_floor_adds_up():
+    ms = {"network": 10.0, "floor": 8.0, "floor: scans": 4.0, "floor: patches": 0.5, "floor: projection in": 1.5,
+          "floor: norm and residual sum": 1.25, "floor: convolutions": 0.75}
+    rows = [{"what": "vim-ti", "contestant": name, "median_ms": f"{value}"} for name, value in ms.items()]
+    assert network_floor.floor_lines(rows) == ["vim-ti: 10 ms, 1.25 times its floor of 8 ms, which is scans 4, matrix "
+                                               "products 2, bytes 2"]

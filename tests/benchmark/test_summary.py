@@ -54,14 +54,28 @@ def test_sentences_name_the_crossover_the_ratio_the_memory_and_the_growth():
 
 def test_the_ratio_within_rounds_goes_before_that_of_the_medians():
     rows = [row("vim-ti", 256, 2.0), row("deit-ti-fused", 256, 3.0, ratio=1.25, to="vim-ti")]
-    assert "1.25 times at 256" in lines(rows)[1]
+    assert lines(rows)[1] == "  Vim-Ti is faster than DeiT-Ti, fused attention at 256 pixels, 1.25 times"
+
+
+def test_the_cost_of_a_token_is_compared_with_the_papers_smallest_size():
+    rows = [row("vim-ti", size, ms) for size, ms in ((512, 1025.0), (1024, 1.0), (1248, 3 * 6085.0))]
+    assert "a token at 1248 pixels costs 3.00 times one at 512" in lines(rows)[1]
+    assert "a token at 1248 pixels costs" in lines(rows[1:])[1] and "times one at 1024" in lines(rows[1:])[1]
+
+
+def test_number_formats_are_compared_at_the_largest_size_that_both_have():
+    rows = [row("vim-ti", 256, 2.0), row("vim-ti", 512, 8.0), row("vim-ti", 1024, 30.0),
+            row("vim-ti", 256, 2.0, dtype="bfloat16"), row("vim-ti", 512, 5.0, dtype="bfloat16"),
+            row("deit-ti-fused", 256, 2.0, dtype="bfloat16")]
+    said = [line for line in lines(rows) if "as fast as" in line]
+    assert said == ["Vim-Ti at 512 pixels, inference: bfloat16 is 1.60 times as fast as float32"]
 
 
 def test_what_broke_is_said_and_not_compared():
     rows = [row("vim-ti", 256, 2.0), row("vim-ti", 512, 9.0), row("deit-ti-plain", 256, 3.0),
             row("deit-ti-plain", 512, None, "out of memory")]
     text = "\n".join(lines(rows))
-    assert "DeiT-Ti, plain attention at 512 pixels: out of memory, full" in text and "1.50 times at 256" in text
+    assert "DeiT-Ti, plain attention at 512 pixels: out of memory, full" in text and "at 256 pixels, 1.50 times" in text
 
 
 def test_settings_are_kept_apart():

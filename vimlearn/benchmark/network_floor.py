@@ -7,7 +7,7 @@ once. The parts run one after the other, so their times add up. Python, allocati
 cost nothing here; that is what makes it a floor.
 """
 
-__all__ = ["Part", "floor_rows", "parts"]
+__all__ = ["Part", "floor_lines", "floor_rows", "parts"]
 
 import statistics
 import time
@@ -24,6 +24,8 @@ from .scan_floor import scan_floor
 NUMBER = 4
 """Bytes of a float32."""
 DEPTH, STATES = 24, 16
+# The parts that only move numbers.
+MOVING = ("norm and residual sum", "convolutions")
 # Side of the matrices whose product gives the rate.
 LARGE = 2048
 
@@ -46,9 +48,9 @@ def parts(size: int, width: int) -> list[Part]:
     M = (size // 16) ** 2
     l, d, e, r = M + 1, width, 2 * width, width // 16
     per_layer = [
-        Part("norm and residual sum", numbers=4 * l * d),
+        Part(MOVING[0], numbers=4 * l * d),
         Part("projection in", 2 * l * d * 2 * e, l * (d + 2 * e) + 2 * d * e),
-        Part("convolutions", numbers=3 * l * e),
+        Part(MOVING[1], numbers=3 * l * e),
         Part("projections to step, B, C", 2 * 2 * l * e * (r + 2 * STATES), 2 * l * (e + r + 2 * STATES)),
         Part("scans", 2 * 2 * l * r * e, l * (4 * e + 2 * (r + 2 * STATES)), 2 * l * e * STATES),
         Part("projection out", 2 * l * e * d, l * (e + d) + d * e)]
@@ -65,6 +67,19 @@ def floor_rows(model: str, sizes: tuple[int, ...], rounds: int = 9) -> list[dict
     check(cases)
     rate = matrix_rate()
     return [row for case in cases for row in _one_size(case, rate, rounds)]
+
+
+def floor_lines(rows: list[dict]) -> list[str]:
+    """Return a sentence for each network: its time, its floor, and what the floor is made of."""
+    found = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        ms = {row["contestant"]: float(row["median_ms"]) for row in rows if row["what"] == what}
+        scans = ms["floor: scans"]
+        moved = sum(ms[f"floor: {name}"] for name in MOVING)
+        found.append(f"{what}: {ms['network']:.3g} ms, {ms['network'] / ms['floor']:.2f} times its floor of "
+                     f"{ms['floor']:.3g} ms, which is scans {scans:.3g}, matrix products "
+                     f"{ms['floor'] - scans - moved:.3g}, bytes {moved:.2g}")
+    return found
 
 
 def _one_size(case: Case, rate: float, rounds: int) -> list[dict]:

@@ -13,6 +13,8 @@ from itertools import pairwise
 from .case import Case, label
 from .table import case_of
 
+# The paper's smallest size, which the cost of a token is compared with, pixels.
+REFERENCE = 512
 # From here on a row is warned about: spread as a share of the median, and cores used by others.
 WIDE_SPREAD, BUSY = 0.2, 0.1
 
@@ -46,7 +48,7 @@ def local_exponents(amounts: Sequence[float], costs: Sequence[float]) -> list[fl
 
 def lines(rows: Iterable[dict]) -> list[str]:
     """Return what the rows say, sentence by sentence: each model against the first, over the sizes."""
-    found = []
+    rows, found = list(rows), []
     for settings, mine in by_settings(rows).items():
         by_model = models_of(mine)
         first, *others = by_model
@@ -55,7 +57,7 @@ def lines(rows: Iterable[dict]) -> list[str]:
             found += _against(first, other, by_model[first], by_model[other])
         for model, its in by_model.items():
             found += _broken(model, its) + _growth(model, its)
-    return found
+    return found + _formats(rows)
 
 
 def table(rows: Iterable[dict]) -> list[str]:
@@ -133,6 +135,8 @@ def _against(first: str, other: str, mine: list[dict], its: list[dict]) -> list[
     us, them = label(first), label(other)
     if at is None:
         said = f"{us} is slower than {them} at {sizes[-1]} pixels, {1 / ratios[-1]:.2f} times"
+    elif len(sizes) == 1:
+        said = f"{us} is faster than {them} at {at} pixels, {ratios[-1]:.2f} times"
     elif at == sizes[0]:
         said = f"{us} is faster than {them} at every size from {sizes[0]} pixels on, {ratios[-1]:.2f} times at " \
                f"{sizes[-1]}"
@@ -156,7 +160,20 @@ def _growth(model: str, rows: list[dict]) -> list[str]:
     if len(timed) < 2:
         return []
     tokens, times = zip(*((row["tokens"], row["median_ms"]) for row in timed), strict=True)
-    last, low, high = local_exponents(tokens, times)[-1], timed[-2], timed[-1]
+    low, high = next((row for row in timed[:-1] if row["size"] == REFERENCE), timed[-2]), timed[-1]
     token = (high["median_ms"] / high["tokens"]) / (low["median_ms"] / low["tokens"])
-    return [f"  {label(model)}: time grows like tokens to the power {exponent(tokens, times):.2f}, {last:.2f} from "
-            f"{low['size']} to {high['size']} pixels, where a token costs {token:.2f} times as much"]
+    return [f"  {label(model)}: time grows like tokens to the power {exponent(tokens, times):.2f}, "
+            f"{local_exponents(tokens, times)[-1]:.2f} at the end; a token at {high['size']} pixels costs {token:.2f} "
+            f"times one at {low['size']}"]
+
+
+def _formats(rows: Sequence[dict]) -> list[str]:
+    """Say, at the largest size where there are both, what another number format than float32 does to the time."""
+    times = {case_of(row): row["median_ms"] for row in _timed(rows)}
+    found = {}
+    for case in sorted(times, key=lambda case: case.size):
+        plain = replace(case, dtype="float32")
+        if case != plain and plain in times:
+            found[replace(case, size=0)] = f"{label(case.model)} at {case.size} pixels, {case.mode}: {case.dtype} is " \
+                f"{times[plain] / times[case]:.2f} times as fast as float32"
+    return list(found.values())
