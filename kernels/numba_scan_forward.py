@@ -7,17 +7,18 @@ D u, the sum of the directions, and the gate.
 
 __all__ = ["forward_scratch", "four_states", "scan_forward_task"]
 
+import numpy as np
 from numba.extending import register_jitable
 
 from .numba_math import PLAIN, decay, exp2, load, sigmoid, softplus
 from .numba_rows import LANES, move_row, read_row
-from .numba_runtime import apart, arguments_apart, pointer, shift, stack
+from .numba_runtime import apart, arguments_apart, pointer, prefetch, shift, stack
 from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
 
 
 def forward_scratch(l: int, n: int, r: int) -> int:
-    """Return how many numbers a thread needs: the sum of the directions, state and A, the projection of the step."""
-    return (l + 2 * n + r) * LANES + 2 * GAP
+    """Return how many numbers a thread needs: sum of the directions, state, A, projection and steps of a chunk."""
+    return (l + 2 * n + r + CHUNK) * LANES + 3 * GAP
 
 
 @register_jitable(**PLAIN)
@@ -27,52 +28,84 @@ def scan_forward_task(args, slot, task, storage, wide):
     i, channel = task // blocks, task % blocks * LANES
     width = min(LANES, args.e - channel)
     y = shift(pointer(args.scratch, wide), slot * args.scratch_size)
-    for k in range(args.l * LANES):
-        y[k] = wide(0)
     for k in range(args.directions):
-        _scan(args, direction(args, k), storage, wide, i, channel, width, y)
-    _gate(args, storage, wide, i, channel, width, y)
+        _scan(args, direction(args, k), storage, wide, i, channel, width, y, k == 0, k == args.directions - 1)
 
 
 @register_jitable(**PLAIN)
-def _scan(args, scan, storage, wide, i, channel, width, y):
-    """Add the scan of one direction, with its skip and without a gate, to y (l, LANES)."""
-    arguments_apart()
+def _scan(args, scan, storage, wide, i, channel, width, y, is_first, is_last):
+    """Scan one direction. The sum of the directions so far is in y (l, LANES); the last one gates it and writes it."""
     l, n, r = args.l, args.n, args.r
     s, A2 = apart(shift(y, l * LANES)), apart(shift(y, (l + n) * LANES + GAP))
     weight = apart(shift(y, (l + 2 * n) * LANES + 2 * GAP))
-    bias, D, d, x, total = (stack(LANES, wide), stack(LANES, wide), stack(LANES, wide), stack(LANES, wide),
-                            stack(LANES, wide))
-    longest = stack(LANES, wide)
+    steps = apart(shift(y, (l + 2 * n + r) * LANES + 3 * GAP))
+    bias, D, longest, worst = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
     read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
-    u, B, C = pointer(scan.u, storage), pointer(scan.B, storage), pointer(scan.C, storage)
     for k in range(n * LANES):
         s[k] = wide(0)
-    for step in range(l):
-        t = token_at(step, l, scan.reverse)
-        if scan.starts != 0 and step % CHUNK == 0:
-            _write_state(pointer(scan.starts, wide), ((step // CHUNK * args.b + i) * n) * args.e + channel, 1, args.e,
+    for start in range(0, l, CHUNK):
+        count = min(CHUNK, l - start)
+        if scan.starts != 0:
+            _write_state(pointer(scan.starts, wide), ((start // CHUNK * args.b + i) * n) * args.e + channel, 1, args.e,
                          n, width, s)
-        read_step(scan, r, storage, i, t, channel, width, weight, bias, d)
-        if args.softplus:
-            for c in range(LANES):
-                d[c] = softplus(d[c])
-        read_row(shift(u, i * scan.u_b + t * scan.u_l + channel), x, width)
+        # Steps and gates of a chunk each in a loop of their own: there the processor works on several tokens at once,
+        # where in the recurrence each would wait for its exponential.
         for c in range(LANES):
-            total[c] = y[t * LANES + c] + D[c] * x[c]
-            x[c] *= d[c]
-        at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
-        tame, k = is_tame(d, longest), 0
-        while k + 4 <= n and tame:
-            four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
-            k += 4
-        while k < n:
-            _one_state(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, load(B, at_B + k), load(C, at_C + k))
-            k += 1
-        for c in range(LANES):
-            y[t * LANES + c] = total[c]
+            worst[c] = wide(-np.inf)
+        for j in range(count):
+            t = token_at(start + j, l, scan.reverse)
+            _step(args, scan, storage, i, t, channel, width, weight, bias, shift(steps, j * LANES), worst)
+        tame = is_tame(worst, longest)
+        for j in range(count):
+            t = token_at(start + j, l, scan.reverse)
+            _token(args, scan, storage, wide, i, t, channel, width, shift(steps, j * LANES), A2, D, tame, s,
+                   shift(y, t * LANES), is_first)
+        if is_last:
+            for j in range(count):
+                t = token_at(start + j, l, scan.reverse)
+                _gate(args, storage, wide, i, t, channel, width, shift(y, t * LANES))
     if scan.last != 0:
         _write_state(pointer(scan.last, wide), (i * args.e + channel) * n, n, 1, n, width, s)
+
+
+@register_jitable(**PLAIN)
+def _step(args, scan, storage, i, t, channel, width, weight, bias, d, worst):
+    """Write the step of one token, after the softplus, to d (LANES,), and the longest so far to `worst`."""
+    arguments_apart()
+    for c in range(0, LANES, 16):
+        prefetch(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel + c))
+        if args.z != 0:
+            prefetch(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel + c))
+    read_step(scan, args.r, storage, i, t, channel, width, weight, bias, d)
+    if args.softplus:
+        for c in range(LANES):
+            d[c] = softplus(d[c])
+    for c in range(LANES):
+        worst[c] = d[c] if d[c] > worst[c] else worst[c]
+
+
+@register_jitable(**PLAIN)
+def _token(args, scan, storage, wide, i, t, channel, width, d, A2, D, tame, s, y, is_first):
+    """Take the states one token on, and add the scan of the token, with its skip, to y (LANES,)."""
+    arguments_apart()
+    n, x, total = args.n, stack(LANES, wide), stack(LANES, wide)
+    B, C = pointer(scan.B, storage), pointer(scan.C, storage)
+    at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
+    read_row(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel), x, width)
+    for c in range(LANES):
+        total[c] = D[c] * x[c]
+        x[c] *= d[c]
+    if not is_first:
+        for c in range(LANES):
+            total[c] += y[c]
+    k = 0
+    while k + 4 <= n and tame:
+        four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
+        k += 4
+    while k < n:
+        _one_state(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, load(B, at_B + k), load(C, at_C + k))
+        k += 1
+    move_row(total, y, LANES)
 
 
 @register_jitable(**PLAIN)
@@ -106,17 +139,14 @@ def _write_state(memory, start, channel_stride, state_stride, n, width, s):
 
 
 @register_jitable(**PLAIN)
-def _gate(args, storage, wide, i, channel, width, y):
-    """Write scale * y * silu(z), or scale * y where there is no gate."""
+def _gate(args, storage, wide, i, t, channel, width, y):
+    """Write scale * y * silu(z) of one token, or scale * y where there is no gate; y (LANES,) is used up."""
     arguments_apart()
-    z, out, scale = pointer(args.z, storage), pointer(args.out, storage), wide(args.scale)
     gate = stack(LANES, wide)
-    for t in range(args.l):
-        row, at = t * LANES, i * args.z_b + t * args.z_l + channel
-        if args.z != 0:
-            read_row(shift(z, at), gate, width)
-            for c in range(LANES):
-                y[row + c] *= gate[c] * sigmoid(gate[c])
+    if args.z != 0:
+        read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), gate, width)
         for c in range(LANES):
-            y[row + c] *= scale
-        move_row(shift(y, row), shift(out, (i * args.l + t) * args.e + channel), width)
+            y[c] *= gate[c] * sigmoid(gate[c])
+    for c in range(LANES):
+        y[c] *= wide(args.scale)
+    move_row(y, shift(pointer(args.out, storage), (i * args.l + t) * args.e + channel), width)

@@ -56,7 +56,7 @@ def scan_floor(b: int, l: int, e: int, n: int) -> None:
     e is taken as a multiple of LANES and n as one of 4. Source: design of `kernels/numba_scan_forward.py`.
     """
     tasks = b * e // LANES
-    threads, size = scratch_slots(tasks), 2 * (n * LANES + GAP) + n
+    threads, size = scratch_slots(tasks), 3 * (n * LANES + GAP)
     scratch = torch.empty(threads * size)
     run(_kernel(), pack(ARGS, {"tasks": tasks, "l": l, "n": n, "scratch": scratch.data_ptr(), "scratch_size": size}),
         threads)
