@@ -175,7 +175,12 @@ def _measured(options, plan, rules, device: str, until_it_breaks: bool = False) 
                             "--output names another file")
     where = session.place(device, rules.threads)
     kept = finished(output, where) if options.resume else []
-    rows = session.run(plan, rules, output, where, kept, until_it_breaks, options.quiet)
+    try:
+        rows = session.run(plan, rules, output, where, kept, until_it_breaks, options.quiet)
+    except KeyboardInterrupt as stop:
+        there = output.exists()
+        left = f"{output} holds what is finished, and --resume goes on" if there else "nothing is finished yet"
+        raise KeyboardInterrupt(f"stopped; {left}") from stop
     pictures = figure.save_all(rows, output)
     return [*summary.table(rows), "", *summary.lines(rows), *_warned(summary.warnings(rows)), "",
             f"written: {', '.join(str(path) for path in (output, *pictures))}"]

@@ -155,6 +155,19 @@ def test_the_command_writes_table_and_figure_and_says_what_it_found(capsys, tmp_
     assert path.read_text() == before
 
 
+def test_a_stop_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+
+    def stopped(cases, rules, watch):
+        if path.exists():
+            raise KeyboardInterrupt
+        return models.measure(cases, rules, workers({}), watch)
+    monkeypatch.setattr(session, "run", partial(session.run, measure=stopped))
+    assert cli.main(["bench", "--sizes", "32", "64", "--output", str(path), "--quiet"]) == 130
+    assert capsys.readouterr().err == f"vimlearn: stopped; {path} holds what is finished, and --resume goes on\n"
+    assert [row["size"] for row in read_rows(path)] == [32] * 3
+
+
 def test_the_time_left_is_that_of_the_operations():
     small, large = groups(PAIR, size=(32, 64))
     left = TimeLeft([small, large], Rules(budget=1000, rounds=10), quiet=True)
