@@ -184,6 +184,11 @@ def _add_products(g, rows, k, sums):
         sums[k * LANES + c] += g[c]
 
 
+def conv_scratch(k: int) -> int:
+    """Return how many numbers a thread needs."""
+    return (8 * k + 4 * SEGMENT) * LANES
+
+
 def conv_forward(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
     """Return the result (b, l, e) of each convolution of x, in the dtype of x. One or two convolutions, with one k."""
     x = by_rows(x)
@@ -217,7 +222,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 @functools.cache
-def _kernel(task, dtype: torch.dtype):
+def kernel(task, dtype: torch.dtype):
     return compile_kernel(task, CONV_ARGS, *TYPES[dtype])
 
 
@@ -226,7 +231,7 @@ def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part:
     (b, l, e), k, wide = x.shape, convs[0].weight.shape[1], _wide(x)
     weights = [cast(conv.weight, wide) for conv in convs]
     biases = [None if conv.bias is None else cast(conv.bias, wide).contiguous() for conv in convs]
-    parts, blocks, size = -(-l // part), -(-e // LANES), (8 * k + 4 * SEGMENT) * LANES
+    parts, blocks, size = -(-l // part), -(-e // LANES), conv_scratch(k)
     threads = scratch_slots(b * parts * blocks)
     scratch = torch.empty(threads * size, dtype=wide)
     values = {"tasks": b * parts * blocks, "l": l, "e": e, "k": k, "directions": len(convs), "silu": silu, "part": part,
@@ -236,4 +241,4 @@ def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part:
         of_conv = {"weight": weight.data_ptr(), "weight_e": weight.stride(0), "weight_k": weight.stride(1),
                    "bias": 0 if bias is None else bias.data_ptr(), "reverse": conv.reverse, **row}
         values |= {prefix + name: value for name, value in of_conv.items()}
-    run(_kernel(task, x.dtype), pack(CONV_ARGS, values), threads)
+    run(kernel(task, x.dtype), pack(CONV_ARGS, values), threads)

@@ -4,7 +4,7 @@ A loop that calls a library's `exp` is not vectorised, so the float32 forms are 
 library: they are there to be exact, for gradient checks, and are slow.
 """
 
-__all__ = ["LOG2E", "PLAIN", "SUMS", "decay", "exp2", "load", "sigmoid", "softplus", "softplus_slope", "store"]
+__all__ = ["LOG2E", "PLAIN", "SUMS", "decay", "exp", "exp2", "load", "sigmoid", "softplus", "softplus_slope", "store"]
 
 import math
 
@@ -116,12 +116,13 @@ def _exp2(t):
     return clamped
 
 
-def _exp(x):
+def exp(x):
+    """Return e^x."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(_exp, jit_options=PLAIN)
-def _exp_overload(x):
+@overload(exp, jit_options=PLAIN)
+def _exp(x):
     if x == types.float64:
         return lambda x: math.exp(x)
     return lambda x: exp2(x * F(LOG2E))
@@ -148,7 +149,7 @@ def _one_over_one_plus_overload(w):
 @register_jitable(**PLAIN)
 def sigmoid(x):
     """Return 1 / (1 + exp(-x)), in float32 at least 2^-126."""
-    w = _exp(-abs(x))
+    w = exp(-abs(x))
     return (F(1) if x > F(0) else w) * _one_over_one_plus(w)
 
 
@@ -173,7 +174,7 @@ def _log1p_overload(w):
 @register_jitable(**PLAIN)
 def softplus(p):
     """Return log(1 + exp(p)), and p itself above 20, as PyTorch does."""
-    value = (p if p > F(0) else F(0)) + _log1p(_exp(-abs(p)))
+    value = (p if p > F(0) else F(0)) + _log1p(exp(-abs(p)))
     return p if p > F(20) else value
 
 

@@ -45,8 +45,10 @@ def _widest_vectors(function: ir.Function) -> None:
     """Ask LLVM for vectors of 512 bits in this function, where the processor has them.
 
     Left alone it keeps to 256 bits on most of Intel's processors, because wide vectors once slowed the clock down. The
-    scan takes 1.5 times as long with those. llvmlite lists the attributes it knows, and this one is not among them.
+    scan takes 1.5 times as long with those. Loops become vector code before functions become part of each other, so
+    every function has to ask: the intrinsics that they all use do it for them.
     """
+    # llvmlite lists the attributes that it knows, and this one is not among them.
     set.add(function.attributes, '"prefer-vector-width"="512"')
 
 
@@ -54,6 +56,7 @@ def _widest_vectors(function: ir.Function) -> None:
 def pointer(typingctx, address, like):
     """Return the integer `address` as a pointer to numbers of the type `like`, such as np.float32."""
     def generate(context, builder, signature, args):
+        _widest_vectors(builder.function)
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
     return types.CPointer(like.dtype)(address, like), generate
 
@@ -62,6 +65,7 @@ def pointer(typingctx, address, like):
 def shift(typingctx, start, count):
     """Return the pointer to the number that stands `count` numbers behind the pointer `start`."""
     def generate(context, builder, signature, args):
+        _widest_vectors(builder.function)
         return builder.gep(args[0], [args[1]])
     return start(start, types.int64), generate
 

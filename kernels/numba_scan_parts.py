@@ -9,7 +9,7 @@ __all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "read_parameters
 import numpy as np
 from numba.extending import register_jitable
 
-from .numba_math import LOG2E, PLAIN, load
+from .numba_math import LOG2E, PLAIN, exp, load
 from .numba_rows import LANES, read_row
 from .numba_runtime import TEAM, arguments_apart, pointer, shift
 
@@ -27,7 +27,7 @@ DIRECTION = np.dtype([(name, np.int64) for name in (
     "delta_weight", "reverse", "starts", "last", "grad_last", "grad_u", "grad_delta", "grad_B", "grad_C", "grad_A",
     "grad_D", "grad_bias")])
 SCAN_ARGS = np.dtype([*TEAM, *((name, np.int64) for name in (
-    "b", "l", "e", "n", "r", "directions", "softplus", "scratch", "scratch_size", "z", "z_b", "z_l", "out",
+    "b", "l", "e", "n", "r", "directions", "softplus", "log_A", "scratch", "scratch_size", "z", "z_b", "z_l", "out",
     "grad_out", "grad_out_b", "grad_out_l", "grad_z")), ("scale", np.float64), ("first", DIRECTION),
     ("second", DIRECTION)])
 
@@ -50,7 +50,7 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
 
     Writes A2 = A log2(e) (n, LANES), the rows of the step's projection (r, LANES), bias and D (LANES,), and `longest`
     (LANES,): up to this step all exponents lie between -126 and 0, which `decay` can do. It is -inf where a decay can
-    be above 1: with a positive A, or with steps that may be negative.
+    be above 1: with a positive A, or with steps that may be negative. With `log_A` memory holds log(-A) in place of A.
     """
     arguments_apart()
     A = pointer(scan.A, wide)
@@ -58,7 +58,8 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
         longest[c] = wide(MAX_STEP) if args.softplus else wide(-np.inf)
     for k in range(args.n):
         for c in range(LANES):
-            a = (A[(channel + c) * args.n + k] if c < width else wide(0)) * wide(LOG2E)
+            a = A[(channel + c) * args.n + k] if c < width else wide(0)
+            a = wide(LOG2E) * (-exp(a) if args.log_A else a)
             A2[k * LANES + c] = a
             bound = wide(MAX_STEP) if a * wide(MAX_STEP) > wide(-126) else wide(-126) / a
             longest[c] = wide(-np.inf) if a > wide(0) else min(longest[c], bound)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .bidirectional import BIDIRECTIONAL
 from .checks import state_dtype
 from .conv import CONV
+from .direct import mix_directly
 from .errors import VimlearnError
 from .kernels.layout import Conv, Scan, cast
 from .scan import SCAN
@@ -101,6 +102,8 @@ class BidirectionalMixer(nn.Module):
         """Return the mixed tokens, (b, l, d), for the normalised tokens h, (b, l, d)."""
         if h.dim() != 3 or h.shape[-1] != self.d_model or 0 in h.shape:
             raise VimlearnError(f"h has shape {tuple(h.shape)}; expected (b, l, d) with d = {self.d_model}, not empty")
+        if (mixed := mix_directly(self, h)) is not None:
+            return mixed
         scans, z = self.inputs(h)
         if self.bidirectional:
             scan = BIDIRECTIONAL.choose(self.backend, z.device, z.dtype)

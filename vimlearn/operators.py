@@ -11,7 +11,7 @@ Dispatching an operator with twenty tensors takes longer than the scan of a shor
 notice the difference, in eager mode and without gradients, the function of the kernel module is called directly.
 """
 
-__all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators"]
+__all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators", "unobserved"]
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def scan_operators(name: str, kernels, projects: bool):
     def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
         """Run the scan as one operator. Arguments as `vimlearn.selective_scan`; returns (out, last state)."""
         tensors = (u, delta, A, B, C, D, delta_bias, None, z)
-        if _unobserved(tensors):
+        if unobserved(tensors):
             scans = [Scan(u, delta, A, B, C, D, delta_bias, None, reverse)]
             with no_autocast(u):
                 out, lasts, _ = kernels.scan_forward(scans, z, delta_softplus, 1.0, False)
@@ -52,7 +52,7 @@ def scan_operators(name: str, kernels, projects: bool):
         if not projects:
             forward, backward = forward.projected(), backward.projected()
         tensors = (*forward[:-1], *backward[:-1], z)
-        if _unobserved(tensors):
+        if unobserved(tensors):
             with no_autocast(forward.u):
                 return kernels.scan_forward([forward, backward], z, delta_softplus, scale, False)[0]
         refuse_forward_mode(name, tensors)
@@ -199,7 +199,7 @@ def conv_operators(name: str, kernels):
 
     def run(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
         tensors = (x, *(t for c in convs for t in c[:2]))
-        if _unobserved(tensors):
+        if unobserved(tensors):
             with no_autocast(x):
                 return kernels.conv_forward(x, convs, silu)
         refuse_forward_mode(name, tensors)
@@ -249,7 +249,7 @@ def norm_operators(name: str, kernels):
     norm.register_autograd(backward, setup_context=setup_context)
 
     def run(h, residual, weight, eps=1e-5):
-        if _unobserved((h, residual, weight)):
+        if unobserved((h, residual, weight)):
             return kernels.norm_forward(h, residual, weight, eps)[:2]
         refuse_forward_mode(name, (h, residual, weight))
         return norm(h, residual, weight, eps)[:2]
@@ -265,7 +265,7 @@ def refuse_forward_mode(backend: str, tensors) -> None:
         raise VimlearnError(f"backend {backend!r} has no forward-mode derivatives; use backend='loop'")
 
 
-def _unobserved(tensors) -> bool:
+def unobserved(tensors) -> bool:
     """Return whether nothing would notice if a kernel ran outside an operator.
 
     Who would: autograd, compilation, tracing, transforms of functions, modes that see every operator (fake tensors,
