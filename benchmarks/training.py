@@ -14,6 +14,7 @@ import torch
 import vimlearn  # noqa: F401  mends torchvision where its operators are missing, before timm is imported
 from vimlearn.benchmark import Contestant, contest, environment, write_rows
 from vimlearn.benchmark.training_step import run_hours, training_step
+from vimlearn.training.memory import keep_freed_memory
 
 PAIRS = {"tiny": ("vim_tiny_patch16_224", "deit_tiny_patch16_224"),
          "small": ("vim_small_patch16_224", "deit_small_patch16_224")}
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5 if on_gpu else 1, help="steps in a turn (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="CSV to write")
     options = parser.parse_args()
+    # As `vimlearn train` does, for all contestants alike.
+    keep_freed_memory()
     output = options.output or Path(__file__).with_name(f"training_{'gpu' if on_gpu else 'cpu'}.csv")
     where = environment("timm", "triton" if on_gpu else "numba")
     rows = [row | where for row in measure(options, "cuda" if on_gpu else "cpu")]

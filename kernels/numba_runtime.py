@@ -18,6 +18,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,14 @@ def _widest_vectors(function: ir.Function) -> None:
     """
     # llvmlite lists the attributes that it knows, and this one is not among them.
     set.add(function.attributes, '"prefer-vector-width"="512"')
+
+
+INT, BYTES = ir.IntType(32), ir.IntType(8).as_pointer()
+# Processors that need up to a hundred cycles for a number so small that it has fewer digits (below 1.2e-38 in float32).
+# Gradients get there in every training: they are small, and decays of 2^-20 a token make them smaller.
+ON_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+# Bits of the float mode on these: such numbers are taken as 0 and written as 0.
+TINY_AS_ZERO = np.uint32(0x8040)
 
 
 @intrinsic
@@ -142,6 +151,34 @@ def fetch_add(typingctx, record, index):
     return types.int64(record, index), generate
 
 
+@intrinsic
+def float_mode(typingctx):
+    """Return how this thread computes with float numbers: rounding, and what becomes of tiny ones. 0 where unknown."""
+    def generate(context, builder, signature, args):
+        if not ON_X86:
+            return ir.Constant(INT, 0)
+        memory = cgutils.alloca_once(builder, INT)
+        builder.call(_float_mode_function(builder.module, "stmxcsr"), [builder.bitcast(memory, BYTES)])
+        return builder.load(memory)
+    return types.uint32(), generate
+
+
+@intrinsic
+def set_float_mode(typingctx, mode):
+    """Let this thread compute as `float_mode` said."""
+    def generate(context, builder, signature, args):
+        if ON_X86:
+            memory = cgutils.alloca_once(builder, INT)
+            builder.store(args[0], memory)
+            builder.call(_float_mode_function(builder.module, "ldmxcsr"), [builder.bitcast(memory, BYTES)])
+        return context.get_dummy_value()
+    return types.void(types.uint32), generate
+
+
+def _float_mode_function(module: ir.Module, name: str) -> ir.Function:
+    return module.declare_intrinsic(f"llvm.x86.sse.{name}", (), ir.FunctionType(ir.VoidType(), [BYTES]))
+
+
 def _conversion(result: types.Type, argument: types.Type, convert):
     """Return a function for kernels that applies `convert(builder, x)`, a sequence of LLVM instructions."""
     def conversion(typingctx, x):
@@ -183,12 +220,13 @@ def compile_kernel(body, record: np.dtype, storage: type, wide: type):
     def work(data):
         args = numba.carray(data, 1)[0]
         # `version` is part of the cached kernel's key because it is used here.
-        slot = fetch_add(data, len(version) * 0)
-        while True:
-            task = fetch_add(data, 1)
-            if task >= args.tasks:
-                return
+        slot, mode = fetch_add(data, len(version) * 0), float_mode()
+        set_float_mode(mode | TINY_AS_ZERO)
+        task = fetch_add(data, 1)
+        while task < args.tasks:
             body(args, slot, task, storage, wide)
+            task = fetch_add(data, 1)
+        set_float_mode(mode)
 
     def compiled(**options):
         return numba.cfunc(types.void(types.CPointer(args_type)), nopython=True, error_model="numpy", **options)(work)

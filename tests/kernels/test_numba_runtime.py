@@ -10,7 +10,7 @@ import pytest
 import torch
 from vimlearn.kernels import numba_runtime
 
-from vimlearn import selective_scan
+from vimlearn import causal_conv1d, selective_scan
 
 SCAN = """
 import sys, threading, torch, vimlearn
@@ -185,3 +185,11 @@ def test_a_record_is_packed_by_name():
         assert found.tolist() == (0, 0, 3, 0.5, (0, 0), (7, 0))
     with pytest.raises(AssertionError, match=r"unknown fields: \{'second\.z'\}"):
         numba_runtime.pack(record, {"second.z": 1})
+
+
+def test_tiny_numbers_are_zero_inside_a_kernel_and_nowhere_else():
+    tiny, ones = torch.full((4, 100_000, 3), 1e-39), torch.ones(3, 1)
+    # Also the threads of a team compute as before when a kernel is done.
+    found = causal_conv1d(tiny, ones, backend="numba")
+    assert (0.5 * tiny > 0).all()
+    assert (found == 0).all() or not numba_runtime.ON_X86

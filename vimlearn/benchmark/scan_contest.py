@@ -53,12 +53,12 @@ def scan_contest(sizes: Sizes = DEFAULT, rounds: int = 15, peers: bool = False) 
         scans |= {"transformers": (_transformers, _channels_first(x)), "mambapy": (_mambapy, x)}
     agree(scans)
     rows = contest(f"scan forward, {sizes}", [
-        Contestant("floor", lambda: scan_floor(*sizes), 3),
-        *(Contestant(name, _forward(*scan), 3 if name == "numba" else 1) for name, scan in scans.items())],
+        Contestant("floor", lambda: scan_floor(*sizes), 10),
+        *(Contestant(name, _forward(*scan), 10 if name == "numba" else 1) for name, scan in scans.items())],
         "numba", rounds)
     # The scan of transformers has no gradients in place of its own.
     return rows + contest(f"scan forward and backward, {sizes}", [
-        Contestant(name, _forward_and_backward(*scan)) for name, scan in scans.items() if name != "transformers"],
+        Contestant(name, _forward_and_backward(*scan), 5 if name == "numba" else 1) for name, scan in scans.items() if name != "transformers"],
         "numba", max(rounds // 2, 3))
 
 
