@@ -12,6 +12,7 @@ their gradients to a place of its own, and the caller adds the shares: the resul
 
 __all__ = ["backward_scratch", "scan_backward_task"]
 
+import numpy as np
 from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
@@ -34,21 +35,15 @@ def scan_backward_task(args, slot, task, storage, wide):
     """Write all gradients of one sequence and one block of channels, in every direction."""
     blocks = (args.e + LANES - 1) // LANES
     i, block = task // blocks, task % blocks
-    channel = block * LANES
-    width = min(LANES, args.e - channel)
+    width = min(LANES, args.e - block * LANES)
     y = shift(pointer(args.scratch, wide), slot * args.scratch_size)
-    if args.z != 0:
-        for k in range(args.l * LANES):
-            y[k] = wide(0)
     for k in range(args.directions):
-        _scan_backward(args, direction(args, k), storage, wide, i, block, width, y)
-    if args.z != 0:
-        _gate_backward(args, storage, wide, i, channel, width, y)
+        _scan_backward(args, direction(args, k), storage, wide, i, block, width, y, k == 0, k == args.directions - 1)
 
 
 @register_jitable(**PLAIN)
-def _scan_backward(args, scan, storage, wide, i, block, width, y):
-    """Write the gradients of one direction, and add its scan, without a gate, to y (l, LANES)."""
+def _scan_backward(args, scan, storage, wide, i, block, width, y, is_first, is_last):
+    """Write the gradients of one direction. The scans so far are added up in y (l, LANES), for the gradient of z."""
     l, n, channel = args.l, args.n, block * LANES
     per_token = n * LANES + GAP
     rows = apart(shift(y, l * LANES))
@@ -59,7 +54,7 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
     A2, weight = apart(shift(y, rest + 2 * per_token)), apart(shift(y, rest + 3 * per_token))
     bias, D = stack(LANES, wide), stack(LANES, wide)
     grad_D, grad_bias = stack(LANES, wide), stack(LANES, wide)
-    longest = stack(LANES, wide)
+    longest, worst = stack(LANES, wide), stack(LANES, wide)
     read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
     for k in range(n):
         for c in range(LANES):
@@ -73,11 +68,20 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y):
         start = chunk * CHUNK
         count = min(CHUNK, l - start)
         _read_start(args, scan, wide, i, chunk, channel, width, states)
+        for c in range(LANES):
+            worst[c] = wide(-np.inf)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
-            _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, longest,
-                           shift(y, t * LANES), shift(rows, j * ROWS * LANES), shift(states, j * per_token),
-                           shift(decays, j * per_token))
+            _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, shift(rows, j * ROWS * LANES),
+                        worst)
+        tame = is_tame(worst, longest)
+        for j in range(count):
+            t = token_at(start + j, l, scan.reverse)
+            _forward_again(args, scan, storage, wide, i, t, A2, D, tame, shift(y, t * LANES),
+                           shift(rows, j * ROWS * LANES), shift(states, j * per_token), shift(decays, j * per_token),
+                           is_first)
+            if is_last and args.z != 0:
+                _gate_backward(args, storage, wide, i, t, channel, width, shift(y, t * LANES))
         for j in range(count - 1, -1, -1):
             t = token_at(start + j, l, scan.reverse)
             _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, shift(rows, j * ROWS * LANES),
@@ -101,13 +105,11 @@ def _read_start(args, scan, wide, i, chunk, channel, width, s):
 
 
 @register_jitable(**PLAIN)
-def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, bias, D, longest,
-                   y, rows, s, a):
-    """Do token t as in the forward pass; keep the states before (s) and after it (behind s), its decays and rows."""
+def _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, rows, worst):
+    """Write to rows what does not depend on states: u, step, slope of the softplus, gradient of y before the gate."""
     arguments_apart()
-    n = args.n
     u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
-    x, total, z = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
+    z = stack(LANES, wide)
     read_step(scan, args.r, storage, i, t, channel, width, weight, bias, d)
     for c in range(LANES):
         slope[c] = wide(1)
@@ -115,15 +117,30 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
         for c in range(LANES):
             slope[c] = softplus_slope(d[c])
             d[c] = softplus(d[c])
+    for c in range(LANES):
+        worst[c] = d[c] if d[c] > worst[c] else worst[c]
     read_row(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel), u, width)
     read_row(shift(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel), grad_y, width)
     for c in range(LANES):
+        grad_y[c] *= wide(args.scale)
+    if args.z != 0:
+        read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), z, width)
+        for c in range(LANES):
+            grad_y[c] *= z[c] * sigmoid(z[c])
+
+
+@register_jitable(**PLAIN)
+def _forward_again(args, scan, storage, wide, i, t, A2, D, tame, y, rows, s, a, is_first):
+    """Do token t as in the forward pass; keep the states before (s) and after it (behind s), and its decays."""
+    arguments_apart()
+    n, u, d = args.n, rows, shift(rows, LANES)
+    x, total = stack(LANES, wide), stack(LANES, wide)
+    for c in range(LANES):
         x[c] = u[c] * d[c]
         total[c] = u[c] * D[c]
-        grad_y[c] *= wide(args.scale)
     B, C = pointer(scan.B, storage), pointer(scan.C, storage)
     at_B, at_C = i * scan.B_b + t * scan.B_l, i * scan.C_b + t * scan.C_l
-    tame, k = is_tame(d, longest), 0
+    k = 0
     while k + 4 <= n and tame:
         _four_states_again(shift(s, k * LANES), shift(s, (n + k) * LANES + GAP), shift(a, k * LANES),
                            shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
@@ -136,10 +153,8 @@ def _forward_again(args, scan, storage, wide, i, t, channel, width, A2, weight, 
             total[c] += s[after + c] * Ck
         k += 1
     if args.z != 0:
-        read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), z, width)
         for c in range(LANES):
-            y[c] += total[c]
-            grad_y[c] *= z[c] * sigmoid(z[c])
+            y[c] = total[c] if is_first else y[c] + total[c]
 
 
 @register_jitable(**PLAIN)
@@ -247,16 +262,13 @@ def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, g
 
 
 @register_jitable(**PLAIN)
-def _gate_backward(args, storage, wide, i, channel, width, y):
-    """Write the gradient of z from y, the sum of all directions: scale grad_out y silu'(z)."""
+def _gate_backward(args, storage, wide, i, t, channel, width, y):
+    """Write the gradient of z at one token from y (LANES,), the sum of all directions: scale grad_out y silu'(z)."""
     arguments_apart()
     gate, grad = stack(LANES, wide), stack(LANES, wide)
-    z, grad_out = pointer(args.z, storage), pointer(args.grad_out, storage)
-    for t in range(args.l):
-        row = t * LANES
-        read_row(shift(z, i * args.z_b + t * args.z_l + channel), gate, width)
-        read_row(shift(grad_out, i * args.grad_out_b + t * args.grad_out_l + channel), grad, width)
-        for c in range(LANES):
-            half = sigmoid(gate[c])
-            grad[c] *= y[row + c] * wide(args.scale) * (half + gate[c] * half * (wide(1) - half))
-        move_row(grad, shift(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel), width)
+    read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), gate, width)
+    read_row(shift(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel), grad, width)
+    for c in range(LANES):
+        half = sigmoid(gate[c])
+        grad[c] *= y[c] * wide(args.scale) * (half + gate[c] * half * (wide(1) - half))
+    move_row(grad, shift(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel), width)
