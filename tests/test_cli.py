@@ -11,6 +11,7 @@ import torch
 
 import vimlearn
 from vimlearn import VisionMamba, cli, save_checkpoint
+from vimlearn.cli_export import ExportOptions
 from vimlearn.data import digits
 from vimlearn.evaluate import evaluate
 from vimlearn.training import Options, Recipe, read_log
@@ -58,7 +59,7 @@ def test_every_option_can_be_set(options_seen):
 
 def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    for command, forms in (("train", GROUPS.values()), ("eval", [cli.EvalOptions])):
+    for command, forms in (("train", GROUPS.values()), ("eval", [cli.EvalOptions]), ("export", [ExportOptions])):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0
@@ -120,7 +121,7 @@ def test_progress_bar_goes_to_stderr(capsys):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["trian"], "unknown command 'trian', did you mean 'train'?; expected one of train, eval, progress"),
+    (["trian"], "unknown command 'trian', did you mean 'train'?; expected one of train, eval, export, progress"),
     (["train", "--epoch", "3"], "unknown option --epoch, did you mean '--epochs'?"),
     (["train", "--zzzzz", "3"], "unknown option --zzzzz; `vimlearn train --help` lists all"),
     (["train", "--confi", "x"], "unknown option --confi, did you mean '--config'?"),

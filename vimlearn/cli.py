@@ -1,4 +1,4 @@
-"""The command line: `vimlearn train | eval | progress | fetch`, also as `python -m vimlearn.cli`.
+"""The command line: `vimlearn train | eval | export | progress | fetch`, also as `python -m vimlearn.cli`.
 
 What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
 """
@@ -23,10 +23,11 @@ from .errors import VimlearnError, nearest
 USAGE = """\
 usage: vimlearn COMMAND [OPTIONS]
 
-Vision Mamba: train it, test it, and see how far you are in the course.
+Vision Mamba: train it, test it, take it elsewhere, and see how far you are in the course.
 
   vimlearn train      train a network; without options, the built-in one on handwritten digits
   vimlearn eval       accuracy of trained weights: a run's, or published ones
+  vimlearn export     write trained weights as ONNX and .pt2 files, which run without vimlearn
   vimlearn progress   which exercises of the course you have solved
   vimlearn fetch      download a published set of images: cifar10 or imagenette
 
@@ -123,6 +124,23 @@ def _evaluate(args: list[str]) -> None:
     print("\n".join(report(options)))
 
 
+def _export(args: list[str]) -> None:
+    """Write a trained network as files that run without vimlearn: model.onnx and model.pt2.
+
+    The network is that of a run, --checkpoint FILE, or a released one, --model NAME --weights SOURCE. Without either,
+    it is the Vim that comes along, trained on CIFAR-10.
+
+    Each file is opened and run before it gets its name: model.onnx in onnxruntime, model.pt2 in PyTorch. A file whose
+    logits differ from the network's by more than --tolerance is not kept, and the command ends with an error. Then the
+    network and the files take turns, and their speed is printed.
+    """
+    from .cli_export import ExportOptions, report
+
+    options = _parse(ExportOptions, "export", _export.__doc__, args, [f.name for f in fields(ExportOptions)])
+    for line in report(options):
+        print(line, flush=True)
+
+
 def _progress(args: list[str]) -> None:
     """Show which exercises of the course are solved."""
     if args in (["-h"], ["--help"]):
@@ -147,7 +165,7 @@ def _fetch(args: list[str]) -> None:
     fetch_dataset(**vars(options))
 
 
-COMMANDS = {"train": _train, "eval": _evaluate, "progress": _progress, "fetch": _fetch}
+COMMANDS = {"train": _train, "eval": _evaluate, "export": _export, "progress": _progress, "fetch": _fetch}
 
 
 def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):

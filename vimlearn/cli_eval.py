@@ -1,6 +1,6 @@
 """`vimlearn eval`: how well trained weights do on held-out images, and what exactly was measured."""
 
-__all__ = ["EvalOptions", "accuracy_line", "report"]
+__all__ = ["EvalOptions", "Trained", "accuracy_line", "load_trained", "report"]
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,7 +87,9 @@ def report(options: EvalOptions) -> list[str]:
         value = getattr(options, option.name)
         if type(value) in (int, float):
             check_range(option.name, value)
-    trained = _from_checkpoint(options) if _has_checkpoint(options) else _from_release(options)
+    if options.model is not None and options.checkpoint is None and options.dataset is None:
+        raise VimlearnError("--dataset is missing; expected a folder with val/CLASS/IMAGE, wds:FOLDER or hf:NAME")
+    trained = load_trained(options)
     name = options.dataset or trained.notes.get("dataset", "digits")
     count = (options.num_classes or trained.network.num_classes) if name.startswith("wds:") else None
     source = open_source(name, count, heldout_only=True)
@@ -106,7 +108,15 @@ def accuracy_line(result, what: str) -> str:
     return f"  {result.accuracy:8.2%}  {what} ({right} of {len(result.labels)} images)"
 
 
-def _has_checkpoint(options: EvalOptions) -> bool:
+def load_trained(options) -> Trained:
+    """Return the network that `checkpoint`, or `model`, `weights`, `ema` and `num_classes` name, at `img_size`.
+
+    `options` has these fields as EvalOptions has. Raises VimlearnError where they do not fit, or the file does not.
+    """
+    return _from_checkpoint(options) if _has_checkpoint(options) else _from_release(options)
+
+
+def _has_checkpoint(options) -> bool:
     others = [f"--{name}" for name in ("model", "weights", "ema") if getattr(options, name)]
     if options.checkpoint is not None and others:
         raise VimlearnError(f"--checkpoint and {others[0]} are both given; expected --checkpoint alone, with "
@@ -116,7 +126,7 @@ def _has_checkpoint(options: EvalOptions) -> bool:
     return options.model is None
 
 
-def _from_checkpoint(options: EvalOptions) -> Trained:
+def _from_checkpoint(options) -> Trained:
     from .checkpoint import read_notes
     from .download import fetch
     from .shipped import DEFAULT, MARK
@@ -130,7 +140,7 @@ def _from_checkpoint(options: EvalOptions) -> Trained:
     return Trained(network, _origin(notes.get("weights"), notes, source), notes)
 
 
-def _from_release(options: EvalOptions) -> Trained:
+def _from_release(options) -> Trained:
     import timm
 
     from .checkpoint import load_checkpoint, read_notes
@@ -140,8 +150,6 @@ def _from_release(options: EvalOptions) -> Trained:
     if options.model not in RELEASED:
         raise VimlearnError(f"unknown model {options.model!r}{nearest(options.model, RELEASED)}; expected one of "
                             f"{', '.join(RELEASED)}")
-    if options.dataset is None:
-        raise VimlearnError("--dataset is missing; expected a folder with val/CLASS/IMAGE, wds:FOLDER or hf:NAME")
     source = published_file(options.model, options.weights)
     path = fetch(source)
     size = {} if options.img_size is None else {"img_size": (options.img_size, options.img_size)}

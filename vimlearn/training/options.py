@@ -188,8 +188,8 @@ RECIPES = Path(__file__).with_name("recipes")
 AT_LEAST = {"batch_size": 1, "num_classes": 1, "img_size": 1, "workers": 0, "max_unreadable": 0, "shift": 0, "flip": 0,
             "erase": 0, "mixup": 0, "cutmix": 0, "repeats": 1, "epochs": 1, "lr_batch": 1, "min_lr": 0, "warmup_lr": 0,
             "warmup_epochs": 0, "schedule_delay": 0, "weight_decay": 0, "smoothing": 0, "accumulate": 1,
-            "save_steps": 1, "seed": 0, "threads": 1}
-ABOVE_ZERO = ("lr", "clip_grad", "crop_scale", "crop_pct", "ema")
+            "save_steps": 1, "seed": 0, "threads": 1, "rounds": 0}
+ABOVE_ZERO = ("lr", "clip_grad", "crop_scale", "crop_pct", "ema", "tolerance")
 AT_MOST = {"crop_scale": 1, "crop_pct": 1, "flip": 1, "erase": 1}
 BELOW = {"smoothing": 1, "ema": 1, "seed": 2**32}
 
