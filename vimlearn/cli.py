@@ -1,4 +1,4 @@
-"""The command line: `vimlearn train | eval | export | progress | fetch`, also as `python -m vimlearn.cli`.
+"""The command line: `vimlearn train | eval | explain | export | progress | fetch`, also `python -m vimlearn.cli`.
 
 What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
 """
@@ -23,10 +23,11 @@ from .errors import VimlearnError, nearest
 USAGE = """\
 usage: vimlearn COMMAND [OPTIONS]
 
-Vision Mamba: train it, test it, take it elsewhere, and see how far you are in the course.
+Vision Mamba: train it, test it, see what it looks at, take it elsewhere, and see how far you are in the course.
 
   vimlearn train      train a network; without options, the built-in one on handwritten digits
   vimlearn eval       accuracy of trained weights: a run's, or published ones
+  vimlearn explain    maps of what a network looks at, drawn over your images
   vimlearn export     write trained weights as ONNX and .pt2 files, which run without vimlearn
   vimlearn progress   which exercises of the course you have solved
   vimlearn fetch      download a published set of images: cifar10 or imagenette
@@ -141,6 +142,25 @@ def _export(args: list[str]) -> None:
         print(line, flush=True)
 
 
+def _explain(args: list[str]) -> None:
+    """Draw what a Vim looks at over images, and write each map with its numbers and a text in words.
+
+    vimlearn explain IMAGE ... --output FOLDER [--method METHOD]
+
+    The network is that of a run, --checkpoint FILE, or a released one, --model NAME --weights SOURCE. Without either,
+    it is the Vim that comes along, trained on CIFAR-10: it sees 32 x 32 pixels and knows ten classes.
+    Rows, columns, layers and classes are counted from 0.
+    """
+    from tqdm import tqdm
+
+    from .cli_explain import ExplainOptions, report
+
+    options = _parse(ExplainOptions, "explain", _explain.__doc__, args, [f.name for f in fields(ExplainOptions)])
+    for line in report(options):
+        # Past the bar.
+        tqdm.write(line)
+
+
 def _progress(args: list[str]) -> None:
     """Show which exercises of the course are solved."""
     if args in (["-h"], ["--help"]):
@@ -165,7 +185,8 @@ def _fetch(args: list[str]) -> None:
     fetch_dataset(**vars(options))
 
 
-COMMANDS = {"train": _train, "eval": _evaluate, "export": _export, "progress": _progress, "fetch": _fetch}
+COMMANDS = {"train": _train, "eval": _evaluate, "explain": _explain, "export": _export, "progress": _progress,
+            "fetch": _fetch}
 
 
 def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):

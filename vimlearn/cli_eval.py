@@ -1,6 +1,6 @@
 """`vimlearn eval`: how well trained weights do on held-out images, and what exactly was measured."""
 
-__all__ = ["EvalOptions", "Trained", "accuracy_line", "load_trained", "report"]
+__all__ = ["EvalOptions", "Trained", "accuracy_line", "load_trained", "pick_device", "report"]
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -97,7 +97,7 @@ def report(options: EvalOptions) -> list[str]:
     if options.confusion and len(data.classes) > LONGEST:
         raise VimlearnError(f"--confusion prints a table for at most {LONGEST} classes and there are "
                             f"{len(data.classes)}; leave it out")
-    result = evaluate(trained.network.to(_device(options.device)), data, options.batch_size,
+    result = evaluate(trained.network.to(pick_device(options.device)), data, options.batch_size,
                       transform=_transform(options, trained, source), workers=options.workers)
     return [source.description, *source.notes, trained.origin, "", *_numbers(result), *_tables(result, options)]
 
@@ -168,7 +168,8 @@ def _origin(kind: str | None, notes: dict[str, str], source) -> str:
     return f"{words} {epoch}, from {source}"
 
 
-def _device(name: str):
+def pick_device(name: str):
+    """Return the torch.device for "cpu", "cuda" or "auto". Raises VimlearnError where there is no GPU."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
