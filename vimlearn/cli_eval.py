@@ -28,8 +28,8 @@ class EvalOptions:
     ema: bool = False
     """Whether to take the averaged weights out of a published file, which holds both."""
     dataset: str | None = None
-    """The set of images, as for `vimlearn train`: digits, a folder, wds:FOLDER or hf:NAME. Its held-out part is used
-    and the other one need not be there. None: the set that the checkpoint was trained on."""
+    """The set of images, as for `vimlearn train`: digits, scenes, a folder, wds:FOLDER or hf:NAME. Its held-out part is
+    used and the other one need not be there. None: the set that the checkpoint was trained on."""
     num_classes: int | None = None
     """Classes of the model, a count, where they are not 1000; and of tar shards, where they are not the network's."""
     img_size: int | None = None

@@ -69,9 +69,9 @@ class Data:
     """The images."""
 
     dataset: str = "digits"
-    """The set of images. digits: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn. A folder: a tree
-    train/CLASS/IMAGE and val/CLASS/IMAGE. wds:FOLDER: tar shards with their _info.json. hf:NAME: a Hugging Face
-    dataset. data/README.md has the layouts."""
+    """The set of images. digits: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn. scenes: drawn
+    shapes, 64 x 64 pixels, built in. A folder: a tree train/CLASS/IMAGE and val/CLASS/IMAGE. wds:FOLDER: tar shards
+    with their _info.json. hf:NAME: a Hugging Face dataset. data/README.md has the layouts."""
     num_classes: int | None = None
     """Classes that the set must have, a count; shards need it. None: as many as there are."""
     img_size: int | None = None
