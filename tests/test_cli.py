@@ -11,6 +11,7 @@ import torch
 
 import vimlearn
 from vimlearn import VisionMamba, cli, save_checkpoint
+from vimlearn.cli_bench import PARTS
 from vimlearn.cli_explain import ExplainOptions
 from vimlearn.cli_export import ExportOptions
 from vimlearn.data import digits
@@ -60,10 +61,11 @@ def test_every_option_can_be_set(options_seen):
 
 def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    for command, forms in (("train", GROUPS.values()), ("eval", [cli.EvalOptions]), ("explain", [ExplainOptions]),
-                           ("export", [ExportOptions])):
+    parts = [(["bench", *part.split()], [form]) for part, (form, _) in PARTS.items()]
+    for command, forms in ((["train"], GROUPS.values()), (["eval"], [cli.EvalOptions]), (["explain"], [ExplainOptions]),
+                           (["export"], [ExportOptions]), *parts):
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
+            cli.main([*command, "--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
         for option in (option for form in forms for option in dataclasses.fields(form)):
@@ -89,7 +91,8 @@ def test_help_shows_the_defaults_of_the_file(capsys, tmp_path):
 def test_every_option_has_a_text_of_its_own():
     import inspect
     import re
-    for form in (*GROUPS.values(), cli.EvalOptions, ExplainOptions):
+    for form in (*GROUPS.values(), cli.EvalOptions, ExplainOptions, ExportOptions,
+                 *(form for form, _ in PARTS.values())):
         source = inspect.getsource(form)
         for option in dataclasses.fields(form):
             assert re.search(rf'    {option.name}: .*\n    """[A-Z].{{12,}}', source), option.name

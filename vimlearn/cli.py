@@ -1,4 +1,4 @@
-"""The command line: `vimlearn train | eval | explain | export | progress | fetch`, also `python -m vimlearn.cli`.
+"""The command line, `vimlearn COMMAND`, also as `python -m vimlearn.cli COMMAND`. `USAGE` lists the commands.
 
 What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
 """
@@ -23,12 +23,13 @@ from .errors import VimlearnError, nearest
 USAGE = """\
 usage: vimlearn COMMAND [OPTIONS]
 
-Vision Mamba: train it, test it, see what it looks at, take it elsewhere, and see how far you are in the course.
+Vision Mamba: train it, test it, see what it looks at, take it elsewhere, measure it, follow the course.
 
   vimlearn train      train a network; without options, the built-in one on handwritten digits
   vimlearn eval       accuracy of trained weights: a run's, or published ones
   vimlearn explain    maps of what a network looks at, drawn over your images
   vimlearn export     write trained weights as ONNX and .pt2 files, which run without vimlearn
+  vimlearn bench      speed and memory of Vim beside DeiT, on this machine
   vimlearn progress   which exercises of the course you have solved
   vimlearn fetch      download a published set of images: cifar10 or imagenette
 
@@ -185,8 +186,34 @@ def _fetch(args: list[str]) -> None:
     fetch_dataset(**vars(options))
 
 
-COMMANDS = {"train": _train, "eval": _evaluate, "explain": _explain, "export": _export, "progress": _progress,
-            "fetch": _fetch}
+def _bench(args: list[str]) -> None:
+    """Measure models against each other, on this machine: time, peak memory, and from which size on Vim is faster.
+
+    Each contestant has a process of its own, and they take turns. Rows are written after each size; a run that was
+    stopped goes on with --resume. Running out of memory is a result.
+
+    vimlearn bench scan: the scan alone, against its floor.
+
+    vimlearn bench scaling: how cost grows with the number of tokens.
+
+    vimlearn bench floor: what the parts of a Vim must cost at least on this CPU, and the share of that reached.
+    """
+    from . import cli_bench
+
+    part = args[0] if args and not args[0].startswith("-") else ""
+    if part not in cli_bench.PARTS:
+        known = [name for name in cli_bench.PARTS if name]
+        raise VimlearnError(f"unknown part {part!r} of vimlearn bench{nearest(part, known)}; expected one of "
+                            f"{', '.join(known)}, or options alone")
+    form, report = cli_bench.PARTS[part]
+    description = report.__doc__.split(" Raises")[0] if part else _bench.__doc__
+    options = _parse(form, f"bench {part}".strip(), description, args[1:] if part else args,
+                     [f.name for f in fields(form)])
+    print("\n".join(report(options)))
+
+
+COMMANDS = {"train": _train, "eval": _evaluate, "explain": _explain, "export": _export, "bench": _bench,
+            "progress": _progress, "fetch": _fetch}
 
 
 def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):
