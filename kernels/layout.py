@@ -9,7 +9,8 @@ Every kernel module has the same functions with the same signatures, whatever co
 | `*_norm` | `norm_forward(h, residual, weight, eps)`        | `norm_backward(grad_y, grad_residual, ...)`   |
 
 They take one scan (or convolution) or several over the same tokens, each in its own direction, and know nothing about
-autograd. Shapes were checked by the caller. The letters are those of `vimlearn.scan`.
+autograd. Last states are there for one scan, and need not be for two. Shapes were checked by the caller. The letters
+are those of `vimlearn.scan`.
 """
 
 __all__ = ["Conv", "Scan", "cast"]

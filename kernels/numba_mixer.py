@@ -1,9 +1,8 @@
 """A whole mixer on the CPU for inference: two products, convolution, scan and gate with the least Python between them.
 
-For one image of 224 pixels the kernels of a mixer take half a millisecond. The general code around them looks at every
-tensor several times, and takes a quarter as long again. Here layouts are known, so the records of the kernels are
-filled in from the parameters as they lie in memory. The scan also saves memory: it writes its result over the convolved
-tokens that its last direction has read.
+The general code around the kernels looks at every tensor several times, and short sequences notice. Here layouts are
+known, so the records of the kernels are filled in from the parameters as they lie in memory. It also saves memory: the
+scan writes its result over the convolved tokens that its last direction has read.
 """
 
 __all__ = ["MixerDirection", "mix"]

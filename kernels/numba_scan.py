@@ -40,13 +40,13 @@ def scan_forward(scans: list[Scan], z: Tensor | None, softplus: bool, scale: flo
     lasts = [scans[0].A.new_empty(b, e, n)] if len(scans) == 1 else []
     starts = [scan.A.new_empty(starts_shape((b, l, e), n) if keep else 0) for scan in scans]
     call = _Call(scans, z, softplus, scale)
-    call.values["out"] = out.data_ptr()
-    if lasts:
-        call.values["first.last"] = lasts[0].data_ptr()
+    call.put("out", out)
+    for last in lasts:
+        call.put("first.last", last)
     for direction, kept in zip(DIRECTIONS if keep else (), starts, strict=False):
         # The spares, which no task writes.
         kept[-(-l // CHUNK):] = 0
-        call.values[direction + "starts"] = kept.data_ptr()
+        call.put(direction + "starts", kept)
     call.run(scan_forward_task, forward_scratch)
     return out, lasts, starts
 
@@ -106,52 +106,31 @@ def kernel(task, dtype: torch.dtype):
 
 
 class _Call:
-    """The numbers of one call's record, and the tensors that have to live until it is done.
-
-    Written out field by field: short sequences notice a loop over names.
-    """
+    """The numbers of one call's record, and the tensors that have to live until it is done."""
 
     def __init__(self, scans: list[Scan], z: Tensor | None, softplus: bool, scale: float):
-        u, weight = scans[0].u, scans[0].delta_weight
-        self.alive, self.dtype = [], u.dtype
-        (self.b, self.l, self.e), self.n = u.shape, scans[0].A.shape[1]
+        weight, self.dtype, self.alive = scans[0].delta_weight, scans[0].u.dtype, []
+        (self.b, self.l, self.e), self.n = scans[0].u.shape, scans[0].A.shape[1]
         self.r = 0 if weight is None else weight.shape[1]
-        self.values = values = {"b": self.b, "l": self.l, "e": self.e, "n": self.n, "r": self.r,
-                                "directions": len(scans), "softplus": softplus, "scale": scale}
-        values["z"], values["z_b"], values["z_l"] = self._rows(z)
-        for number, (u, delta, A, B, C, D, bias, weight, reverse) in enumerate(scans):
-            direction = DIRECTIONS[number]
-            values[direction + "u"], values[direction + "u_b"], values[direction + "u_l"] = self._rows(u)
-            values[direction + "delta"], values[direction + "delta_b"], values[direction + "delta_l"] = (
-                self._rows(delta))
-            values[direction + "B"], values[direction + "B_b"], values[direction + "B_l"] = self._rows(B)
-            values[direction + "C"], values[direction + "C_b"], values[direction + "C_l"] = self._rows(C)
-            values[direction + "A"], values[direction + "D"] = self._whole(A), self._whole(D)
-            values[direction + "delta_bias"] = self._whole(bias)
-            values[direction + "delta_weight"], values[direction + "reverse"] = self._whole(weight), reverse
+        self.values = {"b": self.b, "l": self.l, "e": self.e, "n": self.n, "r": self.r, "directions": len(scans),
+                       "softplus": softplus, "scale": scale}
+        self.put("z", z, strided=True)
+        for direction, scan in zip(DIRECTIONS, scans, strict=False):
+            self.values[direction + "reverse"] = scan.reverse
+            for name in ("u", "delta", "B", "C"):
+                self.put(direction + name, getattr(scan, name), strided=True)
+            for name in ("A", "D", "delta_bias", "delta_weight"):
+                self.put(direction + name, getattr(scan, name))
 
     def put(self, name: str, tensor: Tensor | None, strided: bool = False) -> None:
         """Note the address of a tensor, and with `strided` its strides; its last size must lie side by side."""
+        if tensor is None:
+            return
+        tensor = by_rows(tensor) if strided else tensor.contiguous()
+        self.alive.append(tensor)
+        self.values[name] = tensor.data_ptr()
         if strided:
-            self.values[name], self.values[name + "_b"], self.values[name + "_l"] = self._rows(tensor)
-        else:
-            self.values[name] = self._whole(tensor)
-
-    def _rows(self, x: Tensor | None) -> tuple[int, int, int]:
-        """Return the address of x (b, l, channels), and its strides between sequences and between tokens."""
-        if x is None:
-            return 0, 0, 0
-        x = by_rows(x)
-        self.alive.append(x)
-        return x.data_ptr(), *x.stride()[:2]
-
-    def _whole(self, x: Tensor | None) -> int:
-        """Return the address of x, whose numbers all lie side by side."""
-        if x is None:
-            return 0
-        x = x.contiguous()
-        self.alive.append(x)
-        return x.data_ptr()
+            self.values[name + "_b"], self.values[name + "_l"], _ = tensor.stride()
 
     def run(self, task, scratch_size) -> None:
         """Compile if need be, and run the task for all sequences and blocks of channels."""

@@ -42,7 +42,7 @@ def scan(**changes):
     ({"backend": "paralel"}, "unknown backend 'paralel', did you mean 'parallel'"),
     ({"backend": "cuda"}, "unknown backend 'cuda'"),
     ({"backend": None}, "unknown backend None"),
-    ({"backend": "triton"}, "no backend 'triton' for device 'cpu'; expected one of auto, numba, parallel, loop")])
+    ({"backend": "triton"}, "no backend 'triton' for device 'cpu'; expected one of auto, numba, parallel, loop, exp")])
 def test_scan(changes, words):
     with pytest.raises(VimlearnError, match=words):
         scan(**changes)

@@ -11,6 +11,9 @@ import torch
 
 import vimlearn
 from vimlearn import VisionMamba, cli, save_checkpoint
+from vimlearn.cli_bench import PARTS
+from vimlearn.cli_explain import ExplainOptions
+from vimlearn.cli_export import ExportOptions
 from vimlearn.data import digits
 from vimlearn.evaluate import evaluate
 from vimlearn.training import Options, Recipe, read_log
@@ -58,13 +61,16 @@ def test_every_option_can_be_set(options_seen):
 
 def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    for command, forms in (("train", GROUPS.values()), ("eval", [cli.EvalOptions])):
+    parts = [(["bench", *part.split()], [form]) for part, (form, _) in PARTS.items()]
+    for command, forms in ((["train"], GROUPS.values()), (["eval"], [cli.EvalOptions]), (["explain"], [ExplainOptions]),
+                           (["export"], [ExportOptions]), *parts):
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
+            cli.main([*command, "--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
         for option in (option for form in forms for option in dataclasses.fields(form)):
-            assert f" --{option.name.replace('_', '-')}" in text, option.name
+            flag = "STR [STR ...]" if option.name == "images" else f" --{option.name.replace('_', '-')}"
+            assert flag in text, option.name
         assert text.count("(default: ") + text.count("(required)") == sum(len(dataclasses.fields(f)) for f in forms)
     assert "--config FILE.yaml" in train_help(capsys)
 
@@ -85,7 +91,8 @@ def test_help_shows_the_defaults_of_the_file(capsys, tmp_path):
 def test_every_option_has_a_text_of_its_own():
     import inspect
     import re
-    for form in (*GROUPS.values(), cli.EvalOptions):
+    for form in (*GROUPS.values(), cli.EvalOptions, ExplainOptions, ExportOptions,
+                 *(form for form, _ in PARTS.values())):
         source = inspect.getsource(form)
         for option in dataclasses.fields(form):
             assert re.search(rf'    {option.name}: .*\n    """[A-Z].{{12,}}', source), option.name
@@ -120,7 +127,7 @@ def test_progress_bar_goes_to_stderr(capsys):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["trian"], "unknown command 'trian', did you mean 'train'?; expected one of train, eval, progress"),
+    (["trian"], "unknown command 'trian', did you mean 'train'?; expected one of train, eval, "),
     (["train", "--epoch", "3"], "unknown option --epoch, did you mean '--epochs'?"),
     (["train", "--zzzzz", "3"], "unknown option --zzzzz; `vimlearn train --help` lists all"),
     (["train", "--confi", "x"], "unknown option --confi, did you mean '--config'?"),

@@ -66,3 +66,16 @@ def test_the_shipped_network_is_the_first_run_and_its_card_says_so():
     card = (ROOT / "data" / "checkpoints" / "README.md").read_text(encoding="utf-8")
     assert f"| accuracy | {100 * accuracy:.2f} % of the 10,000 test images ({round(accuracy * 10_000):,}) |" in card
     assert "443,530" in card
+
+
+def test_the_scenes_are_the_recipe_and_their_network_comes_along():
+    options, expected = read_yaml(RUNS / "scenes-seed0.yaml"), read_yaml(find_recipe("scenes"))
+    assert dataclasses.replace(options, run=Run()) == dataclasses.replace(expected, run=Run())
+    assert options.run.seed == 0
+    accuracy = last_accuracy("scenes-seed0", expected.recipe.epochs)
+    found = f"{100 * accuracy:.2f} %"
+    assert f"| 0 | {found} ({round(2000 * accuracy)}) | [scenes-seed0.csv]" in TEXT
+    card = (ROOT / "data" / "checkpoints" / "README.md").read_text(encoding="utf-8")
+    assert f"| accuracy | {found} of 2,000 scenes held out ({round(2000 * accuracy)}) |" in card
+    notes = read_notes(fetch("shipped:scenes"))
+    assert (notes["epoch"], notes["weights"], notes["dataset"]) == (str(expected.recipe.epochs), "raw", "scenes")

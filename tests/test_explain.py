@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import scan_inputs
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from vimlearn.kernels.layout import Scan
 
 import vimlearn
@@ -74,6 +75,36 @@ def test_the_mean_over_channels_with_and_without_factors(l, reverse, largest, mo
     gain = torch.randn_like(scan.u)
     expected = torch.einsum("betj,bte,bje->btj", matrix, gain, scan.u) / scan.u.shape[2]
     near(explain.mean_hidden_matrix(scan, gain, scan.u), expected)
+
+
+@pytest.mark.parametrize("backend", ["loop", "parallel", "numba"])
+def test_every_backend_gives_the_row(backend):
+    for reverse in (False, True):
+        scan = scan_of(33, reverse)
+        near(explain.hidden_row(scan, 20, backend), explain.hidden_matrix(scan, list(range(scan.u.shape[2])))[:, :, 20]
+             .transpose(1, 2))
+
+
+def test_memory_is_linear_in_the_tokens_for_one_query():
+    def allocated(l):
+        scan = scan_of(l, False, torch.float32)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+            explain.hidden_row(scan, l - 1)
+        return sum(max(event.self_cpu_memory_usage, 0) for event in measured.key_averages())
+    allocated(8)
+    few, many = allocated(250), allocated(1000)
+    assert 0 < many < 4.5 * few
+
+
+def test_long_steps_forget_and_short_ones_remember():
+    """Steps at which a state falls out of the range of its numbers at once, and those at which nothing is lost."""
+    for bias in (30.0, -30.0):
+        scan = scan_of(40, False, torch.float32)
+        scan = scan._replace(delta_bias=torch.full_like(scan.delta_bias, bias))
+        exact = Scan(*(x.double() if isinstance(x, torch.Tensor) else x for x in scan))
+        matrix = explain.hidden_matrix(exact, list(range(scan.u.shape[2]))).mean(1)
+        near(explain.mean_hidden_matrix(scan).double(), matrix, rtol=1e-5)
+        near(explain.hidden_row(scan, 30).double().mean(-1), matrix[:, 30], rtol=1e-5)
 
 
 def test_long_sequences_in_float32_stay_exact():
@@ -147,6 +178,7 @@ def test_the_model_stays_as_it_was():
     with pytest.raises(VimlearnError):
         explain.record(model, torch.zeros(1, 3, 5, 5, dtype=torch.float64))
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any("inputs" in vars(module) for module in model.modules())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

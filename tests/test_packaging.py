@@ -26,6 +26,9 @@ PLATFORMS = [
     {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt"},
 ]
 
+# The files that need an extra.
+EXTRA_OF = {"sources.py": "data", "export.py": "export"}
+
 # Where the files of a folder lie in the wheel, if elsewhere.
 HOMES = {"kernels": "vimlearn/kernels", "data/checkpoints": "vimlearn/weights"}
 
@@ -147,15 +150,15 @@ def imports(path: Path) -> set[str]:
 
 
 def test_everything_imported_is_a_declared_dependency():
-    """The course and the tests may use the extras too, the readers of datasets those of `data` (and say so where they
-    are missing), the rest of the package only what is always installed."""
+    """The course and the tests may use the extras too, and a few files one of them (and say so where it is missing);
+    the rest of the package only what is always installed."""
     own = {"vimlearn", *(path.stem for path in (ROOT / "tests").rglob("*")), *sys.stdlib_module_names}
     owners, undeclared = packages_distributions(), []
     for path in (file for folder in ("vimlearn", "kernels", "tests") for file in (ROOT / folder).rglob("*.py")):
         place = path.relative_to(ROOT)
         allowed = REQUIRED + EXTRA if {"course", "tests"} & set(place.parts) else REQUIRED
-        if place.name == "sources.py":
-            allowed = REQUIRED + [Requirement(line) for line in PROJECT["optional-dependencies"]["data"]]
+        if place.name in EXTRA_OF:
+            allowed = REQUIRED + [Requirement(line) for line in PROJECT["optional-dependencies"][EXTRA_OF[place.name]]]
         declared = {canonicalize_name(requirement.name) for requirement in allowed}
         for module in imports(path) - own:
             if place.parts[0] == "tests" and module not in owners:

@@ -15,7 +15,7 @@ VIMLEARN_BACKEND, read when vimlearn is imported, stands in for "auto" in every 
 The `import` stands in a function, and not in a string handed to importlib, because `torch.compile` can trace it.
 """
 
-__all__ = ["BACKENDS", "Operation", "check_backend", "register_compiled"]
+__all__ = ["BACKENDS", "Operation", "check_backend", "register_compiled", "register_export"]
 
 import os
 import warnings
@@ -27,7 +27,7 @@ import torch
 from .errors import VimlearnError, nearest
 from .kernels import forks  # noqa: F401  (has to be there before a fork, not only when a kernel is first used)
 
-BACKENDS = ("auto", "loop", "parallel", "numba", "triton")
+BACKENDS = ("auto", "loop", "parallel", "numba", "triton", "export")
 # Read once: `torch.compile` cannot follow a look into the environment.
 DEFAULT_BACKEND = os.environ.get("VIMLEARN_BACKEND", "auto")
 
@@ -148,3 +148,8 @@ def register_compiled(operation: Operation, load_numba: Callable[[], Callable],
     # On the device "meta" tensors have shapes and no numbers, and nothing is compiled.
     operation.register("numba", load_numba, devices=("cpu",), dtypes=dtypes, by_name_on=("meta",))
     operation.register("triton", load_triton, devices=("cuda",), dtypes=dtypes, by_name_on=("meta", *interpreted))
+
+
+def register_export(operation: Operation, load: Callable[[], Callable]) -> None:
+    """Register what goes into files for other programs: on every device, where it is asked for by name."""
+    operation.register("export", load, devices=(), by_name_on=("cpu", "cuda", "meta"))

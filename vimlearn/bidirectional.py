@@ -11,7 +11,7 @@ __all__ = ["Scan", "bidirectional_scan"]
 
 from torch import Tensor
 
-from .backends import Operation, register_compiled
+from .backends import Operation, register_compiled, register_export
 from .checks import check_input, check_scan, check_tensor, check_weight
 from .errors import VimlearnError
 from .kernels.layout import Scan
@@ -103,7 +103,13 @@ def _load_triton():
     return bidirectional_scan_triton
 
 
+def _load_export():
+    from .scan_export import bidirectional_scan_export
+    return bidirectional_scan_export
+
+
 BIDIRECTIONAL = Operation("bidirectional_scan")
 register_compiled(BIDIRECTIONAL, _load_numba, _load_triton)
 BIDIRECTIONAL.register("parallel", _load_parallel)
 BIDIRECTIONAL.register("loop", lambda: bidirectional_scan_loop)
+register_export(BIDIRECTIONAL, _load_export)

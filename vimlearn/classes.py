@@ -3,7 +3,7 @@
 ImageNet-1K's are wnids in folders and checkpoints, and words in the hub's dataset.
 """
 
-__all__ = ["as_wnids", "imagenet_wnids", "positions", "stored_names"]
+__all__ = ["as_wnids", "class_number", "imagenet_wnids", "in_words", "positions", "stored_names"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from functools import cache
 
 from timm.data import ImageNetInfo
 
-from .errors import VimlearnError
+from .errors import VimlearnError, nearest
 
 # Of 1,000 names, how many must agree: a few are worded differently from place to place.
 ENOUGH = 950
@@ -39,6 +39,32 @@ def positions(found: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
                             f"not among the {len(known)} that the network knows, such as {known[0]!r}; expected images "
                             "of classes that it was trained on, under the same names")
     return tuple(order[name] for name in found)
+
+
+def in_words(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names that people read: of wnids the first of ImageNet's words, such as "tench"; others as they are."""
+    if tuple(names) != imagenet_wnids():
+        return tuple(names)
+    return tuple(words.split(",")[0] for words in ImageNetInfo().label_descriptions())
+
+
+def class_number(name: str, names: Sequence[str] | None, count: int) -> int:
+    """Return the number of the class that is called `name`, or whose number it is, out of `count` classes.
+
+    Arguments: names, in order, wnids or words; None where nobody says them. Raises VimlearnError where there is none.
+    """
+    if name.removeprefix("-").isdigit():
+        if not 0 <= int(name) < count:
+            raise VimlearnError(f"there is no class {name}; expected 0 to {count - 1}")
+        return int(name)
+    if names is None:
+        raise VimlearnError(f"the network does not name its classes, so {name!r} is not among them; expected a number, "
+                            f"0 to {count - 1}")
+    for known in (tuple(names), in_words(names)):
+        if name in known:
+            return known.index(name)
+    raise VimlearnError(f"there is no class {name!r}{nearest(name, in_words(names))}; expected a number, 0 to "
+                        f"{count - 1}, or a name such as {in_words(names)[0]}")
 
 
 def stored_names(notes: Mapping[str, str]) -> tuple[str, ...] | None:

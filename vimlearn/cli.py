@@ -1,4 +1,4 @@
-"""The command line: `vimlearn train | eval | progress | fetch`, also as `python -m vimlearn.cli`.
+"""The command line, `vimlearn COMMAND`, also as `python -m vimlearn.cli COMMAND`. `USAGE` lists the commands.
 
 What a command needs is imported when the command runs. Bad input ends in one line on stderr and exit code 2.
 """
@@ -23,10 +23,13 @@ from .errors import VimlearnError, nearest
 USAGE = """\
 usage: vimlearn COMMAND [OPTIONS]
 
-Vision Mamba: train it, test it, and see how far you are in the course.
+Vision Mamba: train it, test it, see what it looks at, take it elsewhere, measure it, follow the course.
 
   vimlearn train      train a network; without options, the built-in one on handwritten digits
   vimlearn eval       accuracy of trained weights: a run's, or published ones
+  vimlearn explain    maps of what a network looks at, drawn over your images
+  vimlearn export     write trained weights as ONNX and .pt2 files, which run without vimlearn
+  vimlearn bench      speed and memory of Vim beside DeiT, on this machine
   vimlearn progress   which exercises of the course you have solved
   vimlearn fetch      download a published set of images: cifar10 or imagenette
 
@@ -123,6 +126,42 @@ def _evaluate(args: list[str]) -> None:
     print("\n".join(report(options)))
 
 
+def _export(args: list[str]) -> None:
+    """Write a trained network as files that run without vimlearn: model.onnx and model.pt2.
+
+    The network is that of a run, --checkpoint FILE, or a released one, --model NAME --weights SOURCE. Without either,
+    it is the Vim that comes along, trained on CIFAR-10.
+
+    Each file is opened and run before it gets its name: model.onnx in onnxruntime, model.pt2 in PyTorch. A file whose
+    logits differ from the network's by more than --tolerance is not kept, and the command ends with an error. Then the
+    network and the files take turns, and their speed is printed.
+    """
+    from .cli_export import ExportOptions, report
+
+    options = _parse(ExportOptions, "export", _export.__doc__, args, [f.name for f in fields(ExportOptions)])
+    for line in report(options):
+        print(line, flush=True)
+
+
+def _explain(args: list[str]) -> None:
+    """Draw what a Vim looks at over images, and write each map with its numbers and a text in words.
+
+    vimlearn explain IMAGE ... --output FOLDER [--method METHOD]
+
+    The network is that of a run, --checkpoint FILE, or a released one, --model NAME --weights SOURCE. Without either,
+    it is the Vim that comes along, trained on CIFAR-10: it sees 32 x 32 pixels and knows ten classes.
+    Rows, columns, layers and classes are counted from 0.
+    """
+    from tqdm import tqdm
+
+    from .cli_explain import ExplainOptions, report
+
+    options = _parse(ExplainOptions, "explain", _explain.__doc__, args, [f.name for f in fields(ExplainOptions)])
+    for line in report(options):
+        # Past the bar.
+        tqdm.write(line)
+
+
 def _progress(args: list[str]) -> None:
     """Show which exercises of the course are solved."""
     if args in (["-h"], ["--help"]):
@@ -147,7 +186,34 @@ def _fetch(args: list[str]) -> None:
     fetch_dataset(**vars(options))
 
 
-COMMANDS = {"train": _train, "eval": _evaluate, "progress": _progress, "fetch": _fetch}
+def _bench(args: list[str]) -> None:
+    """Measure models against each other, on this machine: time, peak memory, and from which size on Vim is faster.
+
+    Each contestant has a process of its own, and they take turns. Rows are written after each size; a run that was
+    stopped goes on with --resume. Running out of memory is a result.
+
+    vimlearn bench scan: the scan alone, against its floor.
+
+    vimlearn bench scaling: how cost grows with the number of tokens.
+
+    vimlearn bench floor: what the parts of a Vim must cost at least on this CPU, and the share of that reached.
+    """
+    from . import cli_bench
+
+    part = args[0] if args and not args[0].startswith("-") else ""
+    if part not in cli_bench.PARTS:
+        known = [name for name in cli_bench.PARTS if name]
+        raise VimlearnError(f"unknown part {part!r} of vimlearn bench{nearest(part, known)}; expected one of "
+                            f"{', '.join(known)}, or options alone")
+    form, report = cli_bench.PARTS[part]
+    description = report.__doc__.split(" Raises")[0] if part else _bench.__doc__
+    options = _parse(form, f"bench {part}".strip(), description, args[1:] if part else args,
+                     [f.name for f in fields(form)])
+    print("\n".join(report(options)))
+
+
+COMMANDS = {"train": _train, "eval": _evaluate, "explain": _explain, "export": _export, "bench": _bench,
+            "progress": _progress, "fetch": _fetch}
 
 
 def _parse(form: type, command: str, description: str, args: list[str], known: Iterable[str], start=None):

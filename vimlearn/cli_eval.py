@@ -1,6 +1,6 @@
 """`vimlearn eval`: how well trained weights do on held-out images, and what exactly was measured."""
 
-__all__ = ["EvalOptions", "accuracy_line", "report"]
+__all__ = ["EvalOptions", "Trained", "accuracy_line", "load_trained", "pick_device", "report"]
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,8 +28,8 @@ class EvalOptions:
     ema: bool = False
     """Whether to take the averaged weights out of a published file, which holds both."""
     dataset: str | None = None
-    """The set of images, as for `vimlearn train`: digits, a folder, wds:FOLDER or hf:NAME. Its held-out part is used
-    and the other one need not be there. None: the set that the checkpoint was trained on."""
+    """The set of images, as for `vimlearn train`: digits, scenes, a folder, wds:FOLDER or hf:NAME. Its held-out part is
+    used and the other one need not be there. None: the set that the checkpoint was trained on."""
     num_classes: int | None = None
     """Classes of the model, a count, where they are not 1000; and of tar shards, where they are not the network's."""
     img_size: int | None = None
@@ -87,7 +87,9 @@ def report(options: EvalOptions) -> list[str]:
         value = getattr(options, option.name)
         if type(value) in (int, float):
             check_range(option.name, value)
-    trained = _from_checkpoint(options) if _has_checkpoint(options) else _from_release(options)
+    if options.model is not None and options.checkpoint is None and options.dataset is None:
+        raise VimlearnError("--dataset is missing; expected a folder with val/CLASS/IMAGE, wds:FOLDER or hf:NAME")
+    trained = load_trained(options)
     name = options.dataset or trained.notes.get("dataset", "digits")
     count = (options.num_classes or trained.network.num_classes) if name.startswith("wds:") else None
     source = open_source(name, count, heldout_only=True)
@@ -95,7 +97,7 @@ def report(options: EvalOptions) -> list[str]:
     if options.confusion and len(data.classes) > LONGEST:
         raise VimlearnError(f"--confusion prints a table for at most {LONGEST} classes and there are "
                             f"{len(data.classes)}; leave it out")
-    result = evaluate(trained.network.to(_device(options.device)), data, options.batch_size,
+    result = evaluate(trained.network.to(pick_device(options.device)), data, options.batch_size,
                       transform=_transform(options, trained, source), workers=options.workers)
     return [source.description, *source.notes, trained.origin, "", *_numbers(result), *_tables(result, options)]
 
@@ -106,7 +108,15 @@ def accuracy_line(result, what: str) -> str:
     return f"  {result.accuracy:8.2%}  {what} ({right} of {len(result.labels)} images)"
 
 
-def _has_checkpoint(options: EvalOptions) -> bool:
+def load_trained(options) -> Trained:
+    """Return the network that `checkpoint`, or `model`, `weights`, `ema` and `num_classes` name, at `img_size`.
+
+    `options` has these fields as EvalOptions has. Raises VimlearnError where they do not fit, or the file does not.
+    """
+    return _from_checkpoint(options) if _has_checkpoint(options) else _from_release(options)
+
+
+def _has_checkpoint(options) -> bool:
     others = [f"--{name}" for name in ("model", "weights", "ema") if getattr(options, name)]
     if options.checkpoint is not None and others:
         raise VimlearnError(f"--checkpoint and {others[0]} are both given; expected --checkpoint alone, with "
@@ -116,7 +126,7 @@ def _has_checkpoint(options: EvalOptions) -> bool:
     return options.model is None
 
 
-def _from_checkpoint(options: EvalOptions) -> Trained:
+def _from_checkpoint(options) -> Trained:
     from .checkpoint import read_notes
     from .download import fetch
     from .shipped import DEFAULT, MARK
@@ -130,7 +140,7 @@ def _from_checkpoint(options: EvalOptions) -> Trained:
     return Trained(network, _origin(notes.get("weights"), notes, source), notes)
 
 
-def _from_release(options: EvalOptions) -> Trained:
+def _from_release(options) -> Trained:
     import timm
 
     from .checkpoint import load_checkpoint, read_notes
@@ -140,8 +150,6 @@ def _from_release(options: EvalOptions) -> Trained:
     if options.model not in RELEASED:
         raise VimlearnError(f"unknown model {options.model!r}{nearest(options.model, RELEASED)}; expected one of "
                             f"{', '.join(RELEASED)}")
-    if options.dataset is None:
-        raise VimlearnError("--dataset is missing; expected a folder with val/CLASS/IMAGE, wds:FOLDER or hf:NAME")
     source = published_file(options.model, options.weights)
     path = fetch(source)
     size = {} if options.img_size is None else {"img_size": (options.img_size, options.img_size)}
@@ -160,7 +168,8 @@ def _origin(kind: str | None, notes: dict[str, str], source) -> str:
     return f"{words} {epoch}, from {source}"
 
 
-def _device(name: str):
+def pick_device(name: str):
+    """Return the torch.device for "cpu", "cuda" or "auto". Raises VimlearnError where there is no GPU."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

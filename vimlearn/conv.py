@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import Operation, register_compiled
+from .backends import Operation, register_compiled, register_export
 from .checks import check_input, check_weight, state_dtype
 from .errors import VimlearnError
 from .kernels.layout import Conv
@@ -89,3 +89,4 @@ def _loop(x, convs, silu):
 CONV = Operation("causal_conv1d")
 register_compiled(CONV, _load_numba, _load_triton)
 CONV.register("loop", lambda: _loop)
+register_export(CONV, lambda: _loop)

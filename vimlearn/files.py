@@ -1,9 +1,10 @@
 """Files that are whole or not there: written aside, brought to the disk, then renamed."""
 
-__all__ = ["write_safetensors", "write_text"]
+__all__ = ["check_folder", "write_aside", "write_safetensors", "write_text"]
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,15 +22,31 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], st
     written.
     """
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return _aside(Path(path), lambda aside: save_file(plain, aside, {k: str(v) for k, v in strings.items()}))
+    return write_aside(Path(path), lambda aside: save_file(plain, aside, {k: str(v) for k, v in strings.items()}))
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write text in UTF-8 and return its path, in the same manner."""
-    return _aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8", newline=""))
+    return write_aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8", newline=""))
 
 
-def _aside(path: Path, write: Callable[[Path], object]) -> Path:
+def check_folder(folder: Path) -> None:
+    """Make a folder, and raise VimlearnError unless files can be written there: before long work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise VimlearnError(f"cannot write to {folder}: {error.strerror}; expected a folder with permission to write, "
+                            "choose another one") from error
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
+    """Call `write(aside)`, which writes a file aside and may check it, then rename that file to `path`; return `path`.
+
+    Where `write` raises, no file is left aside and an earlier one of that name is untouched. Raises VimlearnError where
+    it cannot be written.
+    """
     aside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +55,8 @@ def _aside(path: Path, write: Callable[[Path], object]) -> Path:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, SafetensorError) as error:
+        raise VimlearnError(f"cannot write {path}: {error}; an earlier file of that name is untouched") from error
+    finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise VimlearnError(f"cannot write {path}: {error}; an earlier file of that name is untouched") from error
     return path

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backends import Operation, register_compiled
+from .backends import Operation, register_compiled, register_export
 from .checks import check_input, check_weight, state_dtype
 from .errors import VimlearnError
 
@@ -102,3 +102,4 @@ def _load_triton():
 NORM = Operation("add_rms_norm")
 register_compiled(NORM, _load_numba, _load_triton)
 NORM.register("loop", lambda: add_rms_norm_loop)
+register_export(NORM, lambda: add_rms_norm_loop)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import Operation, register_compiled
+from .backends import Operation, register_compiled, register_export
 from .checks import check_scan, state_dtype
 
 
@@ -131,7 +131,13 @@ def _load_triton():
     return selective_scan_triton
 
 
+def _load_export():
+    from .scan_export import selective_scan_export
+    return selective_scan_export
+
+
 SCAN = Operation("selective_scan")
 register_compiled(SCAN, _load_numba, _load_triton)
 SCAN.register("parallel", _load_parallel)
 SCAN.register("loop", lambda: selective_scan_loop)
+register_export(SCAN, _load_export)

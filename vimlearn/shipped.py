@@ -3,6 +3,7 @@
 | source            | network                                            | images                       |
 |-------------------|----------------------------------------------------|------------------------------|
 | `shipped:cifar10` | a Vim of 6 blocks, width 96, 443,530 parameters    | 32 x 32 pixels, ten classes  |
+| `shipped:scenes`  | the same, trained on to name drawn shapes          | 32 x 32 pixels, eight shapes |
 
 `vimlearn.load_model("shipped:cifar10")` returns it ready for use; every command that wants weights takes the name. The
 model card is data/checkpoints/README.md.
@@ -16,7 +17,7 @@ from pathlib import Path
 from .errors import VimlearnError, nearest
 
 MARK = "shipped:"
-SHIPPED = {"cifar10": "vim_cifar10.safetensors"}
+SHIPPED = {"cifar10": "vim_cifar10.safetensors", "scenes": "vim_scenes.safetensors"}
 # What a command takes that was told no weights.
 DEFAULT = f"{MARK}cifar10"
 

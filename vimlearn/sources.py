@@ -1,6 +1,7 @@
-"""Images from where users have them: folders, tar shards, Hugging Face datasets, and the set built in.
+"""Images from where users have them: folders, tar shards, Hugging Face datasets, and the sets built in.
 
     digits          scikit-learn's handwritten digits, in memory
+    scenes          scenes of drawn shapes, 64 pixels, by the class of the main shape
     PATH            a tree train/CLASS/IMAGE and val/CLASS/IMAGE, as ImageNet-1K is laid out
     wds:PATH        tar shards (WebDataset) with their _info.json
     hf:NAME         a Hugging Face dataset with a column of images and a column of classes
@@ -25,8 +26,11 @@ from .classes import as_wnids
 from .data import DATASETS, ImageSet, load_dataset
 from .errors import VimlearnError, nearest
 from .fetch import SETS
+from .scenes import CLASSES, PARTS, SceneReader
 from .shards import Shards, describe_shards
 
+SCENES = "scenes"
+BUILT_IN = (*DATASETS, SCENES)
 IMAGENET_IMAGES = (1_281_167, 50_000)
 HELDOUT_NAMES = ("val", "validation", "valid", "test")
 # What the parts of a set may be called.
@@ -121,11 +125,13 @@ def open_source(name: str, num_classes: int | None = None, heldout_only: bool = 
         source = READERS[kind](rest, num_classes, parts)
     elif name in DATASETS:
         source = _source(f"{name}: ", load_dataset(name)[-len(parts):])
+    elif name == SCENES:
+        source = _source(f"{name}: ", [Images(SceneReader(*part), CLASSES) for part in PARTS[-len(parts):]])
     elif Path(name).is_dir():
         source = _open_folders(Path(name), parts)
     else:
-        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, DATASETS)}, and there is no such folder"
-                            f"{_fetch_hint(name)}; expected {', '.join(DATASETS)}, the path of a folder with train/ "
+        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, BUILT_IN)}, and there is no such folder"
+                            f"{_fetch_hint(name)}; expected {', '.join(BUILT_IN)}, the path of a folder with train/ "
                             "and val/, wds:PATH or hf:NAME")
     if num_classes is not None and len(source.classes) != num_classes:
         raise VimlearnError(f"{name} has {len(source.classes)} classes and num_classes is {num_classes}; "

@@ -20,7 +20,7 @@ OPERATIONS = [SCAN, BIDIRECTIONAL, CONV, NORM]
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_what_is_there_for_each_device(operation):
-    plain = ["parallel", "loop"] if operation in (SCAN, BIDIRECTIONAL) else ["loop"]
+    plain = ["parallel", "loop", "export"] if operation in (SCAN, BIDIRECTIONAL) else ["loop", "export"]
     assert operation.available(CPU) == ["numba", *plain]
     assert operation.available(CUDA) == ["triton", *plain]
     assert operation.available(META) == ["numba", "triton", *plain]

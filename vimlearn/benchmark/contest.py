@@ -10,6 +10,7 @@ __all__ = ["Contestant", "contest", "environment", "write_rows"]
 import csv
 import datetime
 import gc
+import io
 import os
 import platform
 import statistics
@@ -21,6 +22,8 @@ from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+
+from ..files import write_text
 
 
 class Contestant(NamedTuple):
@@ -70,10 +73,14 @@ def _three_digits(x: float) -> str:
     return f"{x:.4g}"
 
 
-def environment(*packages: str) -> dict[str, str]:
-    """Return what a row says of where it was measured: date, machine, threads, and versions of the given packages."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"date": datetime.date.today().isoformat(), "machine": device, "threads": str(torch.get_num_threads()),
+def environment(*packages: str, device: str = "auto") -> dict[str, str]:
+    """Return what a row says of where it was measured: date, machine, threads, and versions of the given packages.
+
+    device: "cpu" or "cuda", what the machine is named by. "auto": the GPU if there is one.
+    """
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    machine = torch.cuda.get_device_name() if on_gpu else _processor()
+    return {"date": datetime.date.today().isoformat(), "machine": machine, "threads": str(torch.get_num_threads()),
             "versions": " ".join(f"{name} {_version(name)}" for name in ("torch", *packages))}
 
 
@@ -96,11 +103,13 @@ def _version(name: str) -> str:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV, to a file aside that then takes the place of `path`; columns in order of first appearance."""
+    """Write rows as CSV, to a file aside that then takes the place of `path`; columns in order of first appearance.
+
+    Raises VimlearnError where it cannot be written.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    aside.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

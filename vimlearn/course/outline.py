@@ -33,8 +33,8 @@ CHAPTERS = (
     Chapter("05", "vim_block", "The Vim block", "Network"),
     Chapter("06", "vision_mamba", "The whole Vision Mamba", "Network"),
     Chapter("07", "imagenet_training", "Training on images", "Network"),
-    Chapter("08", "activation_maps", "Activation maps", "Use", "planned"),
-    Chapter("09", "speed_and_memory", "Speed and memory", "Use", "planned"),
+    Chapter("08", "activation_maps", "Activation maps", "Use"),
+    Chapter("09", "speed_and_memory", "Speed and memory", "Use"),
     Chapter("10", "semantic_segmentation", "Semantic segmentation", "Use", "planned"),
     Chapter("11", "object_detection", "Object detection", "Use", "planned"),
 )

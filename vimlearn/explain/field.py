@@ -3,7 +3,7 @@
 Both are asked of the network as it is; nothing is assumed about its layers.
 """
 
-__all__ = ["reach", "receptive_field"]
+__all__ = ["reach", "receptive_field", "receptive_fields"]
 
 import torch
 from torch import Tensor
@@ -11,25 +11,30 @@ from torch import Tensor
 from ..vim import VisionMamba
 from .attention import pick
 from .hidden import steps
-from .records import check_layers, record
+from .records import Query, check_layers, query_token, record
 
 
-def receptive_field(model: VisionMamba, images: Tensor, layer: int = -1, token: int | None = None) -> Tensor:
+def receptive_field(model: VisionMamba, images: Tensor, layer: int = -1, token: Query = None) -> Tensor:
     """Return how strongly each pixel moves one token behind a layer, (H, W), scaled to sum 1: the effective receptive
-    field.
+    field, the mean over the images.
 
-    The absolute gradient of the token's channels, summed over colours, with random signs for the channels, and its mean
-    over the images.
+    Arguments as `receptive_fields`. Source: Luo, Li, Urtasun and Zemel 2016.
+    """
+    field = receptive_fields(model, images, layer, token).mean(0)
+    return field / field.sum()
 
-    Arguments: images (b, in_chans, H, W); layer, number of the block; token, None for the patch in the middle.
-    Source: Luo, Li, Urtasun and Zemel 2016.
+
+def receptive_fields(model: VisionMamba, images: Tensor, layer: int = -1, token: Query = None) -> Tensor:
+    """Return how strongly each pixel of each image moves one token behind a layer, (b, H, W).
+
+    It is the absolute gradient of the sum of the token's channels, each with a random sign, summed over colours.
+
+    Arguments: images (b, in_chans, H, W); layer, number of the block; token, its number or (row, column) of its
+    patch, None for the patch in the middle.
     """
     (layer,) = check_layers(model, [layer])
     rows, columns = model.patch_embed.grid_size
-    centre = rows // 2 * columns + columns // 2
-    # The class token stands between patches.
-    at = model.class_token_index
-    token = centre + (at is not None and at <= centre) if token is None else token
+    token = query_token(model, (rows // 2, columns // 2) if token is None else token)
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         h, residual = model.embed(leaf), None
@@ -37,8 +42,7 @@ def receptive_field(model: VisionMamba, images: Tensor, layer: int = -1, token: 
             h, residual = block(h, residual)
         signs = torch.randint(0, 2, (1, h.shape[-1]), generator=torch.Generator().manual_seed(0)).to(h) * 2 - 1
         (grad,) = torch.autograd.grad(((residual + h)[:, token] * signs).sum(), leaf)
-    field = grad.abs().sum(1).mean(0)
-    return field / field.sum()
+    return grad.abs().sum(1)
 
 
 def reach(model: VisionMamba, images: Tensor, layers=None) -> Tensor:

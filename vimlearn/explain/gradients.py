@@ -12,6 +12,9 @@ from torch import Tensor
 from ..vim import VisionMamba
 from .records import check_layers, pick_score
 
+# Points on the way from the baseline that go through the network together, where there are few images.
+AT_A_TIME = 16
+
 
 def input_gradient(model: VisionMamba, images: Tensor, target: Tensor | int | str = "top") -> Tensor:
     """Return the absolute gradient of a class's logit with respect to each pixel, summed over colours, (b, H, W).
@@ -34,8 +37,8 @@ def integrated_gradients(model: VisionMamba, images: Tensor, target: Tensor | in
     from captum.attr import IntegratedGradients
     found = IntegratedGradients(model).attribute(_leaf(images), baselines=baseline, n_steps=points,
                                                  target=_classes(model, images, target),
-                                                 internal_batch_size=len(images))
-    return found.sum(1).to(images.dtype)
+                                                 internal_batch_size=max(len(images), AT_A_TIME))
+    return found.detach().sum(1).to(images.dtype)
 
 
 def grad_cam(model: VisionMamba, images: Tensor, layer: int = -1, target: Tensor | int | str = "top") -> Tensor:

@@ -8,51 +8,59 @@ where d is the step and S its running sum. So every channel has a lower triangul
 direction), and Vim has e of them a layer and direction, where attention has one for each head.
 Source: Ali, Zimerman and Wolf, "The Hidden Attention of Mamba Models" (2024), equations 9 to 11.
 
-Nothing of size (l, l, e, n) is built. One row needs (l, e). The mean over the channels is a matrix product over (e, n)
-for each block of queries, because the exponential falls apart into two factors around the first token of the block,
-both at most 1.
+Nothing of size (l, l, e, n) is built. One row is itself a scan: it starts with C at the query, runs against the
+direction, and reads out with B. So it takes the time of the forward pass and memory linear in the tokens, on every
+backend. The mean over the channels is built by halves: what goes from the first half into the second is a matrix
+product over (e, n), because the decay falls apart at the border into two factors, both at most 1. No gradients flow
+through rows and means.
 """
 
 __all__ = ["hidden_matrix", "hidden_row", "mean_hidden_matrix", "steps"]
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import VimlearnError
 from ..kernels.layout import Scan
-from ..scan import prepare
+from ..scan import SCAN, no_autocast, prepare
 
-# Queries that the mean takes at a time, and numbers of a factor that it may hold at a time.
-BLOCK = 32
-LARGEST = 2**25
+# Numbers that each factor of the mean may hold at a time.
+LARGEST = 2**23
 
 
 def steps(scan: Scan) -> Tensor:
     """Return the step d of every token and channel, (b, l, e), float32 or float64: softplus(delta + bias)."""
-    scan = scan.projected()
-    return prepare(scan.u, scan.delta, scan.B, scan.C, scan.delta_bias, True)[1]
+    return _prepared(scan)[0]
 
 
-def hidden_row(scan: Scan, query: int) -> Tensor:
+@torch.no_grad()
+def hidden_row(scan: Scan, query: int, backend: str = "auto") -> Tensor:
     """Return the row of one output token: M[query, j] for all tokens j and channels, (b, l, e), without the skip D.
 
-    `query` counts tokens from 0 as they lie in the sequence, in either direction. Raises VimlearnError where there is
-    no such token.
+    `query` counts tokens from 0 as they lie in the sequence, in either direction. backend as in
+    `vimlearn.selective_scan`. Raises VimlearnError where there is no such token.
     """
-    d, B, C, l = *_ordered(scan), scan.u.shape[1]
+    l = scan.u.shape[1]
     if not 0 <= query < l:
         raise VimlearnError(f"there is no token {query}; expected 0 to {l - 1}")
-    t = l - 1 - query if scan.reverse else query
     # What lies behind the query in scan order goes nowhere into it.
-    d, B = d[:, :t + 1], B[:, :t + 1]
-    elapsed = _since(d)
-    row = torch.zeros_like(d)
-    for k in range(scan.A.shape[1]):
-        # (b, t + 1, e), times (b, t + 1, 1)
-        row += torch.exp(elapsed * scan.A[:, k]) * (B[:, :, k] * C[:, t, k, None])[..., None]
-    whole = d.new_zeros(scan.u.shape)
-    whole[:, :t + 1] = row * d
-    return whole.flip(1) if scan.reverse else whole
+    first, last = (query, l) if scan.reverse else (0, query + 1)
+    d, B, C = _prepared(_of_tokens(scan, first, last))
+    row = _against_the_direction(d, B, C[:, query - first], scan.A, scan.reverse, backend)
+    return F.pad(row * d, (0, 0, first, l - last))
+
+
+def _against_the_direction(d: Tensor, B: Tensor, C: Tensor, A: Tensor, reverse: bool, backend: str) -> Tensor:
+    """Return sum over n of C[n] exp(A[n] (S[t] - S[j])) B[j, n] for all j, (b, l, e), where t stands at the end."""
+    at = 0 if reverse else -1
+    # Between the tokens j and j + 1 lies the step of j + 1. At t, where the states start, it is 1 and so is the input.
+    decay, start, inputs = d.roll(1 if reverse else -1, 1), torch.zeros_like(d), torch.zeros_like(B)
+    decay[:, at] = start[:, at] = 1
+    inputs[:, at] = C
+    run = SCAN.choose(backend, d.device, d.dtype)
+    with no_autocast(d):
+        return run(start, decay, A.to(d.dtype), inputs, B, None, None, None, False, not reverse)[0]
 
 
 def hidden_matrix(scan: Scan, channels: list[int]) -> Tensor:
@@ -70,67 +78,58 @@ def hidden_matrix(scan: Scan, channels: list[int]) -> Tensor:
     return torch.stack(rows, dim=1).permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
 def mean_hidden_matrix(scan: Scan, of_query: Tensor | None = None, of_key: Tensor | None = None) -> Tensor:
     """Return the mean over the channels of M[t, j] of_query[t] of_key[j], (b, l, l), without the skip D.
 
     The factors are (b, l, e), or None for 1. With the gradient of y and with u they give gradient times matrix.
     """
-    d, B, C = _ordered(scan)
     turn = (lambda x: x.flip(1)) if scan.reverse else (lambda x: x)
+    d, B, C = map(turn, _prepared(scan))
     b, l, e = d.shape
-    n, total = scan.A.shape[1], d.double().cumsum(1)
     weight = d if of_key is None else d * turn(of_key).to(d.dtype)
-    gain = None if of_query is None else turn(of_query).to(d.dtype)
-    mean = d.new_zeros(b, l, l)
-    for some in torch.arange(e, device=d.device).split(max(1, LARGEST // (b * l * n))):
-        A = scan.A[some].to(d.dtype)
-        for first in range(0, l, BLOCK):
-            last = min(first + BLOCK, l)
-            start = total[:, first:first + 1, some]
-            mean[:, first:last, :first] += _earlier(total, start, weight, gain, A, B, C, some, first, last)
-            mean[:, first:last, first:last] += _within(total, weight, gain, A, B, C, some, first, last)
+    gain = torch.ones_like(d) if of_query is None else turn(of_query).to(d.dtype)
+    # The query itself, without any decay.
+    mean = torch.diag_embed((gain * weight).sum(-1) * (B * C).sum(-1))
+    for some in torch.arange(e, device=d.device).split(max(1, LARGEST // (b * l * B.shape[2]))):
+        # (b, l, e, 1) (e, n) -> (b, l, e n)
+        decay = torch.exp(d[..., some, None] * scan.A[some].to(d.dtype)).flatten(2)
+        after = (gain[..., some, None] * C[:, :, None]).flatten(2).mul_(decay)
+        before = (weight[..., some, None] * B[:, :, None]).flatten(2)
+        _add_halves(mean, after, before, decay)
     mean /= e
     return mean.flip(1, 2) if scan.reverse else mean
 
 
-def _earlier(total, start, weight, gain, A, B, C, some, first, last) -> Tensor:
-    """Return the sums over `some` channels for the queries first to last and the keys before them."""
-    dtype = weight.dtype
-    # (b, t, e, 1) (e, n) -> (b, t, e, n); the exponents are at most 0 on either side of `start`.
-    after = torch.exp((total[:, first:last, some] - start).to(dtype)[..., None] * A) * C[:, first:last, None]
-    if gain is not None:
-        after = after * gain[:, first:last, some, None]
-    before = torch.exp((start - total[:, :first, some]).to(dtype)[..., None] * A) * B[:, :first, None]
-    before = before * weight[:, :first, some, None]
+def _add_halves(mean: Tensor, after: Tensor, before: Tensor, decay: Tensor) -> Tensor:
+    """Add to `mean` (b, l, l) what goes from every token into the later ones; return the decay over all, (b, 1, e n).
+
+    after, before, decay: (b, l, e n). Of each token: what it reads, with its own decay; what it writes; its decay. On
+    return, `after` has the decay from the first token on, and `before` that up to the last.
+    """
+    l = decay.shape[1]
+    if l == 1:
+        return decay
+    half = l // 2
+    parts = [(mean[:, part, part], after[:, part], before[:, part], decay[:, part])
+             for part in (slice(None, half), slice(half, None))]
+    first, second = (_add_halves(*part) for part in parts)
     # (b, t, e n) @ (b, e n, j)
-    return after.flatten(2) @ before.flatten(2).transpose(1, 2)
+    mean[:, half:, :half].baddbmm_(after[:, half:], before[:, :half].transpose(1, 2))
+    after[:, half:] *= first
+    before[:, :half] *= second
+    # Without what no sum can show: numbers at the end of the range are slow.
+    return F.threshold(first * second, torch.finfo(decay.dtype).eps ** 2, 0)
 
 
-def _within(total, weight, gain, A, B, C, some, first, last) -> Tensor:
-    """Return the same for the keys of the block itself, up to the query."""
-    total, weight = total[:, first:last, some], weight[:, first:last, some]
-    # (b, t, j, e)
-    elapsed = (total[:, :, None] - total[:, None]).to(weight.dtype).clamp(min=0)
-    sums = torch.zeros_like(elapsed)
-    for k in range(A.shape[1]):
-        sums += torch.exp(elapsed * A[:, k]) * (C[:, first:last, None, k] * B[:, None, first:last, k])[..., None]
-    sums = sums * weight[:, None]
-    if gain is not None:
-        sums = sums * gain[:, first:last, None, some]
-    return sums.sum(-1).tril()
-
-
-def _ordered(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
-    """Return step, B and C in the order of the scan, in the dtype of the state."""
+def _prepared(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """Return step, B and C in the dtype of the state."""
     scan = scan.projected()
-    _, d, B, C = prepare(scan.u, scan.delta, scan.B, scan.C, scan.delta_bias, True)
-    return tuple(x.flip(1) for x in (d, B, C)) if scan.reverse else (d, B, C)
+    return prepare(scan.u, scan.delta, scan.B, scan.C, scan.delta_bias, True)[1:]
 
 
-def _since(d: Tensor) -> Tensor:
-    """Return the sum of the steps behind each token up to the last, (b, l, e), without what rounding adds up to."""
-    behind = d.double().flip(1).cumsum(1).flip(1)
-    return (behind - d.double()).to(d.dtype)
+def _of_tokens(scan: Scan, first: int, last: int) -> Scan:
+    return scan._replace(**{name: getattr(scan, name)[:, first:last] for name in ("u", "delta", "B", "C")})
 
 
 def _of_channels(scan: Scan, channels: list[int]) -> Scan:

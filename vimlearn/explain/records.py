@@ -1,6 +1,6 @@
-"""What the mixers of a Vim computed with for given images, taken down by hooks; the model stays as it is."""
+"""What the mixers of a Vim computed with for given images, taken down on the way; the model stays as it is."""
 
-__all__ = ["Record", "check_layers", "pick_score", "query_token", "record"]
+__all__ = ["Query", "Record", "check_layers", "pick_score", "query_token", "record"]
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,11 @@ from torch import Tensor
 
 from ..errors import VimlearnError
 from ..kernels.layout import Scan
+from ..mixer import BidirectionalMixer
 from ..vim import VisionMamba
+
+# A token: its number, (row, column) of its patch, "class", or None for what the function says.
+Query = int | tuple[int, int] | str | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def record(model: VisionMamba, images: Tensor, layers: Sequence[int] | None = No
         stack.enter_context(torch.set_grad_enabled(target is not None))
         for i in layers:
             mixer = model.layers[i].mixer
-            stack.enter_context(_hooked(mixer.register_forward_pre_hook(_keep_inputs(kept, i))))
+            stack.enter_context(_inputs_kept(mixer, kept, i))
             if target is not None:
                 stack.enter_context(_hooked(mixer.out_proj.register_forward_pre_hook(_keep_output(outputs, i))))
         logits = model(images)
@@ -65,19 +69,35 @@ def record(model: VisionMamba, images: Tensor, layers: Sequence[int] | None = No
     return [Record(i, *kept[i], model.layers[i].mixer.scale, grads[i]) for i in layers]
 
 
-def query_token(model: VisionMamba, query: int | None) -> int:
-    """Return the number of the token that is asked about: `query`, or for None the class token.
+def query_token(model: VisionMamba, query: Query) -> int:
+    """Return the number of the token that is asked about: None and "class" are the class token.
 
     Raises VimlearnError where there is no such token.
     """
-    if query is None:
-        if model.class_token_index is None:
+    check_layers(model, None)
+    at = model.class_token_index
+    if query is None or query == "class":
+        if at is None:
             raise VimlearnError("the model has no class token; name the token that is asked about, "
                                 f"query=0 to {model.num_tokens - 1}")
-        return model.class_token_index
+        return at
+    if isinstance(query, tuple):
+        return _patch_token(model, *query)
+    if not isinstance(query, int):
+        raise VimlearnError(f"unknown query {query!r}; expected the number of a token, (row, column) or 'class'")
     if not 0 <= query < model.num_tokens:
         raise VimlearnError(f"there is no token {query}; expected 0 to {model.num_tokens - 1}")
     return query
+
+
+def _patch_token(model: VisionMamba, row: int, column: int) -> int:
+    rows, columns = model.patch_embed.grid_size
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise VimlearnError(f"there is no patch in row {row}, column {column}; expected rows 0 to {rows - 1} and "
+                            f"columns 0 to {columns - 1}")
+    patch, at = row * columns + column, model.class_token_index
+    # The class token stands between patches.
+    return patch + (at is not None and at <= patch)
 
 
 def check_layers(model: VisionMamba, layers: Sequence[int] | None) -> list[int]:
@@ -104,13 +124,24 @@ def pick_score(logits: Tensor, target: Tensor | int | str) -> Tensor:
     return logits.gather(1, target[:, None]).sum()
 
 
-def _keep_inputs(kept: dict, i: int):
-    def hook(mixer, args):
-        with torch.no_grad():
-            scans, z = mixer.inputs(args[0])
+@contextlib.contextmanager
+def _inputs_kept(mixer: BidirectionalMixer, kept: dict, i: int) -> Iterator[None]:
+    """Let the mixer put what it computes for its scans into kept[i] as well, in place of computing it a second time."""
+    compute = mixer.inputs
+
+    def inputs(h):
+        scans, z = compute(h)
         # Some of the tensors are the parameters themselves, which would ask for gradients of all that follows.
-        kept[i] = tuple(Scan(*(x.detach() if isinstance(x, Tensor) else x for x in scan)) for scan in scans), z
-    return hook
+        plain = (Scan(*(x.detach() if isinstance(x, Tensor) else x for x in scan)) for scan in scans)
+        kept[i] = tuple(plain), z.detach()
+        return scans, z
+
+    mixer.inputs = inputs
+    try:
+        yield
+    finally:
+        # The method of the class is back.
+        del mixer.inputs
 
 
 def _keep_output(outputs: dict, i: int):

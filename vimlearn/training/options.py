@@ -69,9 +69,9 @@ class Data:
     """The images."""
 
     dataset: str = "digits"
-    """The set of images. digits: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn. A folder: a tree
-    train/CLASS/IMAGE and val/CLASS/IMAGE. wds:FOLDER: tar shards with their _info.json. hf:NAME: a Hugging Face
-    dataset. data/README.md has the layouts."""
+    """The set of images. digits: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn. scenes: drawn
+    shapes, 64 x 64 pixels, built in. A folder: a tree train/CLASS/IMAGE and val/CLASS/IMAGE. wds:FOLDER: tar shards
+    with their _info.json. hf:NAME: a Hugging Face dataset. data/README.md has the layouts."""
     num_classes: int | None = None
     """Classes that the set must have, a count; shards need it. None: as many as there are."""
     img_size: int | None = None
@@ -188,8 +188,8 @@ RECIPES = Path(__file__).with_name("recipes")
 AT_LEAST = {"batch_size": 1, "num_classes": 1, "img_size": 1, "workers": 0, "max_unreadable": 0, "shift": 0, "flip": 0,
             "erase": 0, "mixup": 0, "cutmix": 0, "repeats": 1, "epochs": 1, "lr_batch": 1, "min_lr": 0, "warmup_lr": 0,
             "warmup_epochs": 0, "schedule_delay": 0, "weight_decay": 0, "smoothing": 0, "accumulate": 1,
-            "save_steps": 1, "seed": 0, "threads": 1}
-ABOVE_ZERO = ("lr", "clip_grad", "crop_scale", "crop_pct", "ema")
+            "save_steps": 1, "seed": 0, "threads": 1, "rounds": 0}
+ABOVE_ZERO = ("lr", "clip_grad", "crop_scale", "crop_pct", "ema", "tolerance")
 AT_MOST = {"crop_scale": 1, "crop_pct": 1, "flip": 1, "erase": 1}
 BELOW = {"smoothing": 1, "ema": 1, "seed": 2**32}
 

@@ -51,8 +51,11 @@ def training_transform(augment: Augment, img_size: int, in_memory: bool = False)
     return chain
 
 
-def evaluation_transform(img_size: int, crop_pct: float) -> Callable[[object], Tensor]:
-    """Return what turns a PIL image into (3, img_size, img_size), float32, always the same way (reference: DeiT's)."""
+def evaluation_transform(img_size: int | tuple[int, int], crop_pct: float) -> Callable[[object], Tensor]:
+    """Return what turns a PIL image into (3, img_size, img_size), float32, always the same way (reference: DeiT's).
+
+    img_size may be (H, W).
+    """
     return create_transform(img_size, is_training=False, crop_pct=crop_pct, interpolation=INTERPOLATION,
                             mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
 

@@ -1,0 +1,91 @@
+"""Chapter 09: plausible wrong answers are named."""
+
+import math
+import statistics
+
+import matplotlib.pyplot as plt
+import torch
+
+from vimlearn.course.speed import bars, over_sizes
+
+
+def test_implied_memory(rejected):
+    rejected("implied_memory", 11.14 / 0.868, "left after")
+    rejected("implied_memory", 11.14 * 1.868, "more than 11.14")
+    rejected("implied_memory", 11.14 * 0.132, "13.2 % of 11.14")
+    rejected("implied_memory", 82.0, "close")
+
+
+def test_layer_operations(rejected):
+    rejected("layer_operations", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
+    rejected("layer_operations", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
+    rejected("layer_operations", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
+    rejected("layer_operations", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
+    rejected("layer_operations", lambda l, d: (12 * l * d * d, 2 * l * d), "l^2 pairs")
+    rejected("layer_operations", lambda l, d: (2 * l * l * d, 12 * l * d * d), "exchanged")
+    rejected("layer_operations", lambda l, d: 12 * l * d * d + 2 * l * l * d, "2 values")
+
+
+def tile(m, s, o, scores, values, *, remembers=True, rescales_sum=True, rescales_output=True, shifted=True,
+         divided=False):
+    """Add the keys of a tile one after the other, with the mistakes that are asked for."""
+    new = scores.max(1).values
+    new = torch.where(m > new, m, new) if remembers else new
+    factor = (m - new).exp()
+    s, o = s * factor if rescales_sum else s, o * factor[:, None] if rescales_output else o
+    for j in range(scores.shape[1]):
+        weight = (scores[:, j] - new if shifted else scores[:, j]).exp()
+        s, o = s + weight, o + weight[:, None] * values[j]
+    return new, s, o / s[:, None] if divided else o
+
+
+def test_add_tile(rejected):
+    rejected("add_tile", lambda *x: tile(*x, remembers=False), "forgotten")
+    rejected("add_tile", lambda *x: tile(*x, rescales_sum=False), "old sum", "multiply")
+    rejected("add_tile", lambda *x: tile(*x, rescales_output=False), "old o", "multiply")
+    rejected("add_tile", lambda *x: tile(*x, shifted=False), "not taken away")
+    rejected("add_tile", lambda *x: tile(*x, divided=True), "do not divide yet")
+    rejected("add_tile", lambda *x: tile(*x)[2], "3 values")
+
+    def not_from_the_start(m, s, o, scores, values):
+        return tile(m.clamp(min=0), s, o, scores, values) if m.isinf().any() else tile(m, s, o, scores, values)
+
+    rejected("add_tile", not_from_the_start, "m is")
+
+
+def test_fair_ratio(rejected):
+    rejected("fair_ratio", lambda a, b: statistics.median(a) / statistics.median(b), "two medians")
+    rejected("fair_ratio", lambda a, b: sum(x / y for x, y in zip(a, b)) / len(a), "mean of the ratios")  # noqa: B905
+    rejected("fair_ratio", lambda a, b: statistics.median(y / x for x, y in zip(a, b)), "upside down")  # noqa: B905
+    rejected("fair_ratio", lambda a, b: sorted(a)[0] / sorted(b)[0], "fastest")
+
+
+def test_crossing(rejected):
+    rejected("crossing", lambda low, high, p, q: low + (high - low) * (1 - p) / (q - p), "logarithm of both")
+    rejected("crossing", lambda low, high, p, q: low * (high / low) ** ((1 - p) / (q - p)), "ratios", "logarithm too")
+    rejected("crossing", lambda low, high, p, q: low + (high - low) * math.log(1 / p) / math.log(q / p), "sizes")
+    rejected("crossing", lambda low, high, p, q: math.log(1 / p) / math.log(q / p), "share of the way")
+
+    def from_the_wrong_end(low, high, p, q):
+        return math.exp(math.log(high) - math.log(high / low) * math.log(1 / p) / math.log(q / p))
+
+    rejected("crossing", from_the_wrong_end, "wrong end")
+
+
+def test_a_curve_is_drawn_at_its_sizes_and_an_empty_one_is_named():
+    figure = over_sizes({"a": {64: 1.0, 128: 2.0}, "b": {128: 3.0, 256: 4.0}, "none": {}}, "ms")
+    (ax,) = figure.axes
+    assert [list(map(tuple, line.get_xydata())) for line in ax.lines] == [[(64, 1), (128, 2)], [(128, 3), (256, 4)], []]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["64", "128", "256"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "none"]
+    assert len({line.get_marker() for line in ax.lines}) == 3
+    plt.close(figure)
+
+
+def test_bars_say_their_numbers():
+    figure = bars({"one": 0.5, "two": 1234.0}, "ms", log=True, lit=["two"])
+    (ax,) = figure.axes
+    assert [patch.get_width() for patch in ax.patches] == [0.5, 1234.0]
+    assert [text.get_text().strip() for text in ax.texts] == ["0.5", "1.23e+03"]
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor() and ax.get_xscale() == "log"
+    plt.close(figure)
