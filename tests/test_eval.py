@@ -275,7 +275,7 @@ def test_the_table_is_for_a_screen(capsys, tmp_path, count):
 
 
 @pytest.mark.parametrize("args, message", [
-    ([], "there is no such folder (`vimlearn fetch cifar10` makes datasets/cifar10); expected digits, the path of a"),
+    ([], "there is no such folder (`vimlearn fetch cifar10` makes datasets/cifar10); expected digits, scenes, the "),
     (["--weights", "x"], "--weights and --ema go with --model NAME; a file of a run is named by --checkpoint FILE"),
     (["--ema"], "--weights and --ema go with --model NAME"),
     (["--checkpoint", "shipped:cifr10"], "no network called 'cifr10' comes along, did you mean 'cifar10'?"),

@@ -28,13 +28,15 @@ PLATFORMS = [
 
 # The files that need an extra.
 EXTRA_OF = {"sources.py": "data", "export.py": "export"}
+# The file that compares with packages which benchmarks/peers.txt lists.
+WITH_PEERS = "vimlearn/benchmark/scan_contest.py"
 
 # Where the files of a folder lie in the wheel, if elsewhere.
 HOMES = {"kernels": "vimlearn/kernels", "data/checkpoints": "vimlearn/weights"}
 
 
-def pins() -> list[Requirement]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(name: str = "constraints.txt") -> list[Requirement]:
+    lines = (ROOT / name).read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -159,6 +161,8 @@ def test_everything_imported_is_a_declared_dependency():
         allowed = REQUIRED + EXTRA if {"course", "tests"} & set(place.parts) else REQUIRED
         if place.name in EXTRA_OF:
             allowed = REQUIRED + [Requirement(line) for line in PROJECT["optional-dependencies"][EXTRA_OF[place.name]]]
+        if place.as_posix() == WITH_PEERS:
+            allowed = REQUIRED + pins("benchmarks/peers.txt")
         declared = {canonicalize_name(requirement.name) for requirement in allowed}
         for module in imports(path) - own:
             if place.parts[0] == "tests" and module not in owners:

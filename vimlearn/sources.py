@@ -30,7 +30,6 @@ from .scenes import CLASSES, PARTS, SceneReader
 from .shards import Shards, describe_shards
 
 SCENES = "scenes"
-BUILT_IN = (*DATASETS, SCENES)
 IMAGENET_IMAGES = (1_281_167, 50_000)
 HELDOUT_NAMES = ("val", "validation", "valid", "test")
 # What the parts of a set may be called.
@@ -130,8 +129,9 @@ def open_source(name: str, num_classes: int | None = None, heldout_only: bool = 
     elif Path(name).is_dir():
         source = _open_folders(Path(name), parts)
     else:
-        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, BUILT_IN)}, and there is no such folder"
-                            f"{_fetch_hint(name)}; expected {', '.join(BUILT_IN)}, the path of a folder with train/ "
+        built_in = (*DATASETS, SCENES)
+        raise VimlearnError(f"unknown dataset {name!r}{nearest(name, built_in)}, and there is no such folder"
+                            f"{_fetch_hint(name)}; expected {', '.join(built_in)}, the path of a folder with train/ "
                             "and val/, wds:PATH or hf:NAME")
     if num_classes is not None and len(source.classes) != num_classes:
         raise VimlearnError(f"{name} has {len(source.classes)} classes and num_classes is {num_classes}; "
