@@ -111,12 +111,14 @@ def test_to_picture(rejected, wrong, word):
     rejected("to_picture", wrong, word)
 
 
-def rolled(matrices, query, *, one=True, clamp=True, scale=-1, turned=False, part="row"):
+def rolled(matrices, query, *, one=True, clamp=True, scale=-1, floor=1e-12, empty=0.0, turned=False,
+           part="row"):
     """Rollout by whole matrices."""
     product = torch.eye(len(matrices[0]), dtype=torch.float64)
     for matrix in matrices:
         shares = matrix.clamp(min=0) if clamp else matrix
-        shares = shares if scale is None else shares / shares.sum(scale, keepdim=True)
+        shares = shares if scale is None else shares / shares.sum(scale, keepdim=True).clamp(min=floor)
+        shares = shares + empty * (shares == 0).all(1, keepdim=True)
         layer = shares + torch.eye(len(matrix), dtype=torch.float64) * one
         product = product @ layer if turned else layer @ product
     return {"row": product[query], "column": product[:, query], "all": product}[part]
@@ -131,6 +133,8 @@ def test_roll_out_takes_whole_matrices():
     ({"clamp": False}, "negative entries"),
     ({"scale": 0}, "columns are scaled"),
     ({"scale": None}, "not scaled"),
+    ({"floor": 0}, "clamp the sum"),
+    ({"empty": 0.2}, "where one token takes in nothing"),
     ({"turned": True}, "wrong order"),
     ({"part": "column"}, "this is a column"),
     ({"part": "all"}, "whole product"),

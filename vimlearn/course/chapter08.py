@@ -101,24 +101,24 @@ def backward_matrix(answer):
 
 @exercise("8.4", "Back to the picture")
 def to_picture(answer):
-    """Take number M // 2 out, lay the others out row by row."""
+    """Take the number in the middle out, lay the others out row by row."""
     for b, rows, columns in ((2, 3, 4), (1, 3, 3)):
-        M = rows * columns
-        values = _randn(b, M + 1, seed=M)
-        middle = M // 2
+        count = rows * columns
+        values = _randn(b, count + 1, seed=count)
+        middle = count // 2
 
         def without(index, values=values):
             return torch.cat([values[:, :index], values[:, index + 1:]], dim=1)
 
         right = without(middle).view(b, rows, columns)
         match(call(answer, values, rows, columns), right, name="the picture", mistakes={
-            "the first number was taken for the class token's; in Vim it is number M // 2":
+            "the first number was taken for the class token's; in Vim it is number rows * columns // 2":
                 without(0).view(b, rows, columns),
-            "the last number was taken for the class token's; in Vim it is number M // 2":
-                without(M).view(b, rows, columns),
-            f"with M = {M} number {middle + 1} was dropped; the class token is number {middle}":
+            "the last number was taken for the class token's; in Vim it is number rows * columns // 2":
+                without(count).view(b, rows, columns),
+            f"with {count} patches number {middle + 1} was dropped; the class token is number {middle}":
                 without(middle + 1).view(b, rows, columns),
-            f"with M = {M} number {middle - 1} was dropped; the class token is number {middle}":
+            f"with {count} patches number {middle - 1} was dropped; the class token is number {middle}":
                 without(middle - 1).view(b, rows, columns),
             "the grid is filled column by column; patches are numbered row by row":
                 without(middle).view(b, columns, rows).transpose(1, 2),
@@ -127,8 +127,10 @@ def to_picture(answer):
 
 
 def _normalised(matrix: Tensor, clamp: bool = True, axis: int = -1) -> Tensor:
-    positive = matrix.clamp(min=0) if clamp else matrix
-    return positive / positive.sum(axis, keepdim=True)
+    if not clamp:
+        return matrix / matrix.sum(axis, keepdim=True)
+    positive = matrix.clamp(min=0)
+    return positive / positive.sum(axis, keepdim=True).clamp(min=1e-12)
 
 
 def _rolled(matrices: list[Tensor], query: int, stay: float = 1.0, last_first: bool = True, **how) -> Tensor:
@@ -158,6 +160,13 @@ def roll_out(answer):
             "this is the whole product; return the row of the query": product,
             "the rows are not scaled to sum 1": _unscaled(matrices, query),
         })
+    matrices, query = [_rand(5, 5, seed=i) - 0.3 for i in range(3)], 3
+    # The query takes in nothing in the middle layer: no positive entry in its row.
+    matrices[1][query] = -_rand(5, seed=3)
+    got = call(answer, matrices, query)
+    if isinstance(got, Tensor) and got.isnan().any():
+        raise Wrong("a row without a positive entry is divided by its sum 0, which gives NaN; clamp the sum from below")
+    match(got, _rolled(matrices, query), name="the row, where one token takes in nothing")
     return "the query's row, carried from the last layer to the first."
 
 
@@ -181,7 +190,7 @@ def _deleted(score, image: Tensor, order: Tensor, p: int, columns: int, together
 
 @exercise("8.6", "The deletion curve")
 def deletion(answer):
-    """Scores after 0, 1, ..., M patches were set to 0, the most relevant first."""
+    """Scores after 0, 1, ..., all patches were set to 0, the most relevant first."""
     weight = _rand(2, 4, 6, seed=1) + 0.1
 
     def score(image):

@@ -134,12 +134,12 @@ def _receptive_field(model, images, layers, query=None):
 METHODS = {
     "hidden": Method("hidden attention", "mean matrix entry", _hidden, ("layer", "query", "direction"), signed=True),
     "rollout": Method("rollout of hidden attention", "share", _rollout, ("query",)),
-    "attribution": Method("attribution", "gradient × matrix", _attribution, ("query", "target")),
+    "attribution": Method("attribution", "gradient × matrix × input", _attribution, ("query", "target")),
     "delta": Method("delta map", "mean step", _delta, ("layer", "direction"), from_zero=False),
     "input-gradient": Method("input gradient", "|d logit / d pixel|", input_gradient, ("target",), of_pixels=True),
     "integrated-gradients": Method("integrated gradients", "part of the logit", integrated_gradients, ("target",),
                                    signed=True, of_pixels=True),
-    "grad-cam": Method("Grad-CAM", "weighted tokens", _grad_cam, ("layer", "target")),
+    "grad-cam": Method("Grad-CAM", "weighted channels", _grad_cam, ("layer", "target")),
     "receptive-field": Method("receptive field", "|d token / d pixel|", _receptive_field, ("layer", "query"),
                               of_pixels=True),
 }
