@@ -100,6 +100,8 @@ def test_the_published_points_give_the_headline():
     assert sorted(vim) == sorted(deit) == [512, 640, 738, 1024, 1248]
     assert [round(deit[s].images_per_second) for s in sorted(deit)] == [347, 178, 112, 37, 18]
     assert [round(vim[s].images_per_second) for s in sorted(vim)] == [347, 195, 117, 81, 51]
+    # Its GB have 2**30 bytes, ours 10**9.
+    assert [row["peak_mb"] for row in published.rows() if row["size"] == 512] == pytest.approx([4896.3, 3564.8], 1e-4)
     # 86.8 % less than what DeiT would need at 1248 pixels, which is more than the 80 GB of the axis.
     assert 80 < vim[1248].memory / (1 - published.HEADLINE_MEMORY) < 85
 
@@ -111,6 +113,10 @@ def test_the_figure_has_a_line_a_model_a_ratio_and_a_cross_where_memory_ran_out(
     assert "2.82 ×" in [text.get_text() for text in speed.texts]
     crosses = [line for line in memory.lines if line.get_marker() == "x"]
     assert [line.get_xdata()[0] for line in crosses] == [1248]
+    highest = max(y for line in memory.lines if line not in crosses
+                  for y in memory.transData.transform(line.get_xydata())[:, 1])
+    assert crosses[0].get_transform().transform(crosses[0].get_xydata())[0, 1] > highest
+    assert "Vim-Ti takes\n0.203 of it" in [text.get_text() for text in memory.texts]
     assert (speed.get_xscale(), speed.get_yscale(), memory.get_yscale()) == ("log", "log", "log")
 
 

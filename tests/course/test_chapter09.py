@@ -5,8 +5,9 @@ import statistics
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import to_hex
 
-from vimlearn.course.speed import bars, over_sizes
+from vimlearn.course.speed import bars, dots, over_sizes
 
 
 def test_implied_memory(rejected):
@@ -16,14 +17,14 @@ def test_implied_memory(rejected):
     rejected("implied_memory", 82.0, "close")
 
 
-def test_layer_operations(rejected):
-    rejected("layer_operations", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
-    rejected("layer_operations", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
-    rejected("layer_operations", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
-    rejected("layer_operations", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
-    rejected("layer_operations", lambda l, d: (12 * l * d * d, 2 * l * d), "l^2 pairs")
-    rejected("layer_operations", lambda l, d: (2 * l * l * d, 12 * l * d * d), "exchanged")
-    rejected("layer_operations", lambda l, d: 12 * l * d * d + 2 * l * l * d, "2 values")
+def test_layer_multiply_adds(rejected):
+    rejected("layer_multiply_adds", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
+    rejected("layer_multiply_adds", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
+    rejected("layer_multiply_adds", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
+    rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
+    rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, 2 * l * d), "l^2 pairs")
+    rejected("layer_multiply_adds", lambda l, d: (2 * l * l * d, 12 * l * d * d), "exchanged")
+    rejected("layer_multiply_adds", lambda l, d: 12 * l * d * d + 2 * l * l * d, "2 values")
 
 
 def tile(m, s, o, scores, values, *, remembers=True, rescales_sum=True, rescales_output=True, shifted=True,
@@ -52,12 +53,25 @@ def test_add_tile(rejected):
 
     rejected("add_tile", not_from_the_start, "m is")
 
+    def exponentials_first(m, s, o, scores, values):
+        largest = torch.maximum(m, scores.max(1).values)
+        kept, weights = m.exp() / largest.exp(), scores.exp() / largest.exp()[:, None]
+        return largest, kept * s + weights.sum(1), kept[:, None] * o + weights @ values
+
+    rejected("add_tile", exponentials_first, "before exp", "exceeds 1")
+
 
 def test_fair_ratio(rejected):
     rejected("fair_ratio", lambda a, b: statistics.median(a) / statistics.median(b), "two medians")
     rejected("fair_ratio", lambda a, b: sum(x / y for x, y in zip(a, b)) / len(a), "mean of the ratios")  # noqa: B905
     rejected("fair_ratio", lambda a, b: statistics.median(y / x for x, y in zip(a, b)), "upside down")  # noqa: B905
     rejected("fair_ratio", lambda a, b: sorted(a)[0] / sorted(b)[0], "fastest")
+
+    def ratios(a, b):
+        return [x / y for x, y in zip(a, b, strict=True)]
+
+    rejected("fair_ratio", lambda a, b: sorted(ratios(a, b))[len(a) // 2], "even number", "larger")
+    rejected("fair_ratio", lambda a, b: statistics.median_low(ratios(a, b)), "even number", "smaller")
 
 
 def test_crossing(rejected):
@@ -82,10 +96,29 @@ def test_a_curve_is_drawn_at_its_sizes_and_an_empty_one_is_named():
     plt.close(figure)
 
 
-def test_bars_say_their_numbers():
-    figure = bars({"one": 0.5, "two": 1234.0}, "ms", log=True, lit=["two"])
+def test_a_format_goes_before_the_order_of_the_curves():
+    figure = over_sizes({"a": {64: 1.0, 128: 2.0}, "b": {64: 3.0, 128: 4.0}}, "ms", formats={"a": "C2^--"})
+    first, second = figure.axes[0].lines
+    assert (to_hex(first.get_color()), first.get_marker(), first.get_linestyle()) == ("#009e73", "^", "--")
+    assert second.get_marker() == "s"
+    plt.close(figure)
+
+
+def test_bars_start_at_zero_and_say_their_numbers():
+    figure = bars({"one": 0.5, "two": 1234.0}, "ms", lit=["two"])
     (ax,) = figure.axes
     assert [patch.get_width() for patch in ax.patches] == [0.5, 1234.0]
     assert [text.get_text().strip() for text in ax.texts] == ["0.5", "1.23e+03"]
-    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor() and ax.get_xscale() == "log"
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+    assert ax.get_xscale() == "linear" and ax.get_xlim()[0] == 0
+    plt.close(figure)
+
+
+def test_dots_stand_on_a_logarithmic_axis_and_say_their_numbers():
+    figure = dots({"one": 0.5, "two": 1234.0}, "ms")
+    (ax,) = figure.axes
+    assert [list(map(tuple, line.get_xydata())) for line in ax.lines] == [[(0.5, 0), (1234.0, 1)]]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "two"]
+    assert [text.get_text().strip() for text in ax.texts] == ["0.5", "1.23e+03"]
+    assert ax.get_xscale() == "log" and not ax.patches
     plt.close(figure)

@@ -24,7 +24,7 @@ def draw(rows: Iterable[dict], heading: str = "") -> Figure:
     """Return a figure with two plots over the side of the image: images a second, and peak memory in MB.
 
     rows: of one comparison over sizes, one setting of everything but model and size. The first model is the one that
-    ratios are written for, at the largest size. A cross stands where a model ran out of memory.
+    ratios are written for, at the largest size. A cross stands, above all points, where a model ran out of memory.
     """
     by_model = models_of(rows)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -33,6 +33,7 @@ def draw(rows: Iterable[dict], heading: str = "") -> Figure:
         _lines(axes, by_model, column)
         _ratios(axes, by_model, column)
         _scales(axes, sorted({row["size"] for found in by_model.values() for row in found}), what)
+        _make_room(axes, len(by_model))
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(heading, fontsize=10)
     return figure
@@ -63,7 +64,7 @@ def _lines(axes: Axes, by_model: dict, column: str) -> None:
                   label=label(model), markersize=5)
         for row in rows:
             if row["status"] in (OUT_OF_MEMORY, KILLED) and not row.get(column):
-                # At the upper edge: it has no height.
+                # At the upper edge, which `_make_room` lifts above all points: it has no height.
                 axes.plot(row["size"], 0.97 - 0.05 * number, "x", color=color, markersize=8,
                           transform=axes.get_xaxis_transform())
 
@@ -83,7 +84,9 @@ def _ratios(axes: Axes, by_model: dict, column: str) -> None:
             size, value = there[-1]["size"], there[-1][column]
             low, high = sorted((value, mine[size]))
             axes.annotate("", (size, low), (size, high), arrowprops={"arrowstyle": "<->", "color": _look(model)[0]})
-            axes.annotate(f"{mine[size] / value:.3g} ×", (size, math.sqrt(low * high)), (4, 0), color=_look(model)[0],
+            ratio = f"{mine[size] / value:.3g}"
+            said = f"{label(first)} takes\n{ratio} of it" if column == "peak_mb" else f"{ratio} ×"
+            axes.annotate(said, (size, math.sqrt(low * high)), (4, 0), color=_look(model)[0],
                           textcoords="offset points", va="center", fontsize=8)
 
 
@@ -101,3 +104,10 @@ def _scales(axes: Axes, sizes: list[int], what: str) -> None:
         axes.set_xlim(sizes[0] / 1.08, sizes[-1] * 1.25)
     axes.grid(color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _make_room(axes: Axes, models: int) -> None:
+    """Lift the upper edge so that the crosses of that many models lie above all points."""
+    if axes.get_yscale() == "log" and any(line.get_marker() == "x" for line in axes.lines):
+        (low, high), free = axes.get_ylim(), min(0.05 * models, 0.5)
+        axes.set_ylim(low, high * (high / low) ** (free / (1 - free)))

@@ -1,9 +1,12 @@
 """The points of the paper's Figure 1: Vim-Ti and DeiT-Ti at five sizes, read off the picture.
 
 The paper states no batch size, number format or GPU. Its figures for the memory of DeiT fit three copies of the matrix
-of all pairs, 64 x 3 x l x l x 4 bytes each, plus a rest that grows with l: so a batch of 64, float32 and attention that
-is not fused. That is an inference. Source: Vim paper (arXiv 2401.09417), Figure 1; its axis is log10 of images a
-second, with two decimals, so a speed is known to 1 %.
+of all pairs, 64 x 3 x l x l x 4 bytes each, plus a rest that grows with l. So the attention is not fused, and a GB is
+2**30 bytes. The fit gives only the product 768 of batch, copies and bytes of a number; a batch of 64 and float32 are
+those of the benchmark script in the paper's repository. All this is inferred.
+
+Source: Vim paper (arXiv 2401.09417), Figure 1; its axis is log10 of images a second, with two decimals, so a speed is
+known to 1 %.
 """
 
 __all__ = ["HEADLINE_MEMORY", "HEADLINE_SPEED", "PUBLISHED", "Point", "largest_ratio", "rows"]
@@ -15,8 +18,8 @@ HEADLINE_SPEED, HEADLINE_MEMORY = 2.8, 0.868
 
 
 class Point(NamedTuple):
-    """size: side of the image, pixels. log_speed: log10 of images a second. memory: GB of the GPU, None where the paper
-    says out of memory, on an axis that ends at 80.
+    """size: side of the image, pixels. log_speed: log10 of images a second. memory: GB of the GPU, 2**30 bytes each;
+    None where the paper says out of memory, on an axis that ends at 80.
     """
 
     model: str
@@ -47,7 +50,7 @@ def rows() -> list[dict]:
              "status": "ok" if p.memory else "out of memory",
              "why": None if p.memory else "in the figure of memory; its figure of speed has the point",
              "images_per_second": p.images_per_second, "median_ms": 64e3 / p.images_per_second,
-             "peak_mb": None if p.memory is None else 1e3 * p.memory} for p in PUBLISHED]
+             "peak_mb": None if p.memory is None else 2**30 / 1e6 * p.memory} for p in PUBLISHED]
 
 
 def largest_ratio() -> float:

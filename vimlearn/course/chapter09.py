@@ -26,8 +26,8 @@ def implied_memory(answer):
     return "13.2 % are left, so DeiT-Ti would take 84.4 GB: more than a card of 80 GB has."
 
 
-@exercise("9.2", "Operations of a DeiT layer")
-def layer_operations(answer):
+@exercise("9.2", "Multiply-adds of a DeiT layer")
+def layer_multiply_adds(answer):
     """12 l d^2 with weights, 2 l^2 d between tokens."""
     for l, d in ((5, 8), (7, 4)):
         weights, pairs = parts(call(answer, l, d), "with weights", "between tokens")
@@ -59,14 +59,17 @@ def _one_tile(m: Tensor, s: Tensor, o: Tensor, scores: Tensor, values: Tensor) -
 def add_tile(answer):
     """Milakov and Gimelshein 2018, Algorithm 3, with the values carried along."""
     # The last query has negative scores only, so that a start at 0 shows.
-    scores, values = 2 * _randn(3, 4) - torch.tensor([0.0, 0.0, 9.0])[:, None], _randn(4, 2, seed=1)
+    low, values = 2 * _randn(3, 4) - torch.tensor([0.0, 0.0, 9.0])[:, None], _randn(4, 2, seed=1)
     start = torch.full((3,), -math.inf, dtype=torch.float64), torch.zeros(3).double(), torch.zeros(3, 2).double()
     running = torch.tensor([0.5, 9.0, -20.0]).double(), torch.tensor([1.5, 2.0, 1.25]).double(), _randn(3, 2, seed=2)
-    for m, s, o in (running, start):
+    # Scores near 1000 have no exponential in float64: the largest must be taken away first.
+    high = running[0] + 1000, *running[1:]
+    for (m, s, o), scores in ((running, low), (start, low), (high, low + 1000)):
         right = _one_tile(m, s, o, scores, values)
         new_m, new_s, new_o = parts(call(answer, m, s, o, scores, values), "m", "s", "o")
         here, largest = scores.max(1).values, right[0]
         kept, w = torch.exp(m - largest), torch.exp(scores - largest[:, None])
+        divided = m.exp() / largest.exp() * s + (scores.exp() / largest.exp()[:, None]).sum(1)
         match(new_m, largest, name="m", mistakes={
             "m is the largest of this tile only; the largest so far is forgotten": here,
             "m keeps the old largest; the tile may hold a larger one": m,
@@ -78,6 +81,7 @@ def add_tile(answer):
             "the old sum is left out": w.sum(1),
             "the factor of the old sum is exp(old m - new m), and not its inverse": s / kept + w.sum(1),
             "the new weights are exp(scores - new m): m is not taken away": kept * s + scores.exp().sum(1),
+            "a score of 1000 has no exponential: take the new m away before exp, so that none exceeds 1": divided,
         })
         match(new_o, right[2], name="o", mistakes={
             "the old o counts from the old largest, as the old sum does: multiply it too": o + w @ values,
@@ -85,13 +89,15 @@ def add_tile(answer):
             "do not divide yet: o is divided by s once, after the last tile": right[2] / right[1][:, None],
             "the new weights are exp(scores - new m): m is not taken away": kept[:, None] * o + scores.exp() @ values,
         })
-    return "largest, sum and output are right, for the first tile and for a later one."
+    return "largest, sum and output are right, for the first tile, for a later one and for scores near 1000."
 
 
 @exercise("9.4", "A fair ratio")
 def fair_ratio(answer):
     """The median over rounds of the ratio within a round."""
-    for mine, its in (([4.0, 8.1, 4.2, 8.4, 4.1], [2.0, 2.2, 2.1, 4.6, 1.9]), ([3.0, 1.0, 2.5], [1.0, 1.1, 2.0])):
+    rounds = (([4.0, 8.1, 4.2, 8.4, 4.1], [2.0, 2.2, 2.1, 4.6, 1.9]), ([3.0, 1.0, 2.5], [1.0, 1.1, 2.0]),
+              ([8.0, 3.3, 2.0, 1.4], [2.0, 1.5, 1.0, 1.0]))
+    for mine, its in rounds:
         ratios = [a / b for a, b in zip(mine, its, strict=True)]
         match(call(answer, mine, its), statistics.median(ratios), rtol=1e-6, name="the ratio", mistakes={
             "this divides two medians, which may come from different rounds; divide within each round first":
@@ -104,6 +110,10 @@ def fair_ratio(answer):
                 [b / a for a, b in zip(mine, its, strict=True)]),
             "this is the ratio of the last round alone": ratios[-1],
             "this is the ratio of the first round alone": ratios[0],
+            "of an even number of ratios the median is the mean of the two in the middle; this is the larger of them":
+                statistics.median_high(ratios),
+            "of an even number of ratios the median is the mean of the two in the middle; this is the smaller of them":
+                statistics.median_low(ratios),
         })
     return "each round is compared with itself, and one disturbed round moves nothing."
 
