@@ -120,6 +120,14 @@ def test_the_figure_has_a_line_a_model_a_ratio_and_a_cross_where_memory_ran_out(
     assert (speed.get_xscale(), speed.get_yscale(), memory.get_yscale()) == ("log", "log", "log")
 
 
+def test_the_figure_gives_the_ratio_within_rounds_as_the_summary_does():
+    rows = [row("vim-ti", 512, 2.0, to="vim-ti", ratio=1.0), row("deit-ti-fused", 512, 5.0, to="vim-ti", ratio=2.25)]
+    assert [text.get_text() for text in figure.draw(rows).axes[0].texts] == ["", "2.25 ×"]
+    for one in rows:
+        del one["ratio"], one["to"]
+    assert figure.draw(rows).axes[0].texts[1].get_text() == "2.5 ×"
+
+
 def test_figures_are_written_for_settings_with_several_sizes(tmp_path):
     rows = [row("vim-ti", 256, 2.0), row("vim-ti", 512, 2.0), row("vim-ti", 256, 1.0, dtype="bfloat16")]
     assert figure.save_all(rows, tmp_path / "t.csv") == [tmp_path / "t.png"]

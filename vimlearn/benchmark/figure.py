@@ -75,17 +75,23 @@ def _look(model: str) -> tuple[str, str, str]:
 
 
 def _ratios(axes: Axes, by_model: dict, column: str) -> None:
-    """Write beside each other model's last point how it compares with the first model at that size."""
+    """Write beside each other model's last point how it compares with the first model at that size.
+
+    Speeds are compared within rounds where there were rounds, as in the summary.
+    """
     first, *others = by_model
     mine = {row["size"]: row[column] for row in by_model[first] if row.get(column)}
     for model in others:
         there = [row for row in by_model[model] if row.get(column) and row["size"] in mine]
         if there:
-            size, value = there[-1]["size"], there[-1][column]
+            row = there[-1]
+            size, value = row["size"], row[column]
             low, high = sorted((value, mine[size]))
             axes.annotate("", (size, low), (size, high), arrowprops={"arrowstyle": "<->", "color": _look(model)[0]})
-            ratio = f"{mine[size] / value:.3g}"
-            said = f"{label(first)} takes\n{ratio} of it" if column == "peak_mb" else f"{ratio} ×"
+            if column == "peak_mb":
+                said = f"{label(first)} takes\n{mine[size] / value:.3g} of it"
+            else:
+                said = f"{row['ratio'] if row.get('to') == first else mine[size] / value:.3g} ×"
             axes.annotate(said, (size, math.sqrt(low * high)), (4, 0), color=_look(model)[0],
                           textcoords="offset points", va="center", fontsize=8)
 
