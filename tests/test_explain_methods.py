@@ -83,3 +83,14 @@ def test_bad_options_are_said(options, message):
 def test_a_model_that_is_no_vim(method):
     with pytest.raises(VimlearnError, match=r"the model is a Conv2d; expected a vimlearn.VisionMamba"):
         explain.explain(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 8, 8), method)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", explain.METHODS)
+def test_a_gpu_gives_the_maps_of_the_cpu(name):
+    model = vim()
+    images = images_for(model)
+    expected = explain.explain(model, images, name)
+    found = explain.explain(model.cuda(), images.cuda(), name)
+    assert found.is_cuda
+    near(found.cpu(), expected, 1e-8)
