@@ -77,6 +77,8 @@ def wait_for(ready, process, seconds=90):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_under_way(tree, whole, tmp_path, monkeypatch, capsys, number):
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         stop_at(patch, 4, lambda: signal.raise_signal(number))
         args = command_line(tree, **RANDOM, epochs=EPOCHS, output=tmp_path)
@@ -85,7 +87,7 @@ def test_a_signal_saves_the_step_under_way(tree, whole, tmp_path, monkeypatch, c
         f"vimlearn: stopped after step 2 of epoch 2; {tmp_path / 'model.safetensors'} holds epoch 1, and --resume auto "
         "goes on from this step\n")
     assert (states.newest_state(tmp_path).epoch, states.newest_state(tmp_path).step) == (2, 2)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     seen, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, *args: (seen.append(args[1:3]), step(self, *args))[1])
     assert cli.main([*args, "--resume", "auto"]) == 0
