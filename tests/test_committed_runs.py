@@ -34,6 +34,23 @@ def test_the_digits_are_the_default_run(seed):
     assert f"| {seed} | {100 * accuracy:.2f} % ({round(accuracy * 599)}) |" in TEXT
 
 
+ABLATION = {"both": {}, "forward": {"bidirectional": False}, "first": {"class_token": "first"},
+            "none": {"class_token": None, "global_pool": "avg"}}
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_the_ablation_changes_one_choice_of_the_default_run(name):
+    found = []
+    for seed in range(3):
+        options, expected = read_yaml(RUNS / f"digits-{name}-seed{seed}.yaml"), Options()
+        network = dataclasses.replace(expected.network, **ABLATION[name])
+        assert dataclasses.replace(options, run=Run()) == dataclasses.replace(expected, network=network)
+        assert options.run.seed == seed
+        found.append(last_accuracy(f"digits-{name}-seed{seed}", expected.recipe.epochs))
+    numbers = ", ".join(f"{100 * one:.2f} %" for one in found)
+    assert f"{numbers} | {100 * sum(found) / 3:.2f} % | digits-{name}-seed*.csv |" in TEXT
+
+
 def cifar10_options(model: str) -> Options:
     recipe = read_yaml(find_recipe("cifar10"))
     changes = {"model": "deit", "depth": 4} if model == "deit" else {}
