@@ -128,6 +128,21 @@ def _exp(x):
     return lambda x: exp2(x * F(LOG2E))
 
 
+def _exp_of_minus(x):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_exp_of_minus, jit_options=PLAIN)
+def _exp_of_minus_overload(x):
+    if x == types.float64:
+        return lambda x: math.exp(-abs(x))
+
+    def clamped(x):
+        t = abs(x) * F(-LOG2E)
+        return _power(F(-126) if F(-126) > t else t)
+    return clamped
+
+
 def _one_over_one_plus(w):
     raise NotImplementedError("compiled code only")
 
@@ -149,7 +164,7 @@ def _one_over_one_plus_overload(w):
 @register_jitable(**PLAIN)
 def sigmoid(x):
     """Return 1 / (1 + exp(-x)), in float32 at least 2^-126."""
-    w = exp(-abs(x))
+    w = _exp_of_minus(x)
     return (F(1) if x > F(0) else w) * _one_over_one_plus(w)
 
 
@@ -171,11 +186,17 @@ def _log1p_overload(w):
     return polynomial
 
 
-@register_jitable(**PLAIN)
 def softplus(p):
     """Return log(1 + exp(p)), and p itself above 20, as PyTorch does."""
-    value = (p if p > F(0) else F(0)) + _log1p(exp(-abs(p)))
-    return p if p > F(20) else value
+    raise NotImplementedError("compiled code only")
+
+
+@overload(softplus, jit_options=PLAIN)
+def _softplus(p):
+    if p == types.float64:
+        return lambda p: p if p > 20 else max(p, 0.0) + math.log1p(math.exp(-abs(p)))
+    # Above 20 the second term is too small to change p, so that nothing has to be chosen.
+    return lambda p: (p if p > F(0) else F(0)) + _log1p(_exp_of_minus(p))
 
 
 @register_jitable(**PLAIN)

@@ -1,6 +1,6 @@
 """Rows of memory: LANES numbers that lie side by side, the unit that every kernel for the CPU works in."""
 
-__all__ = ["LANES", "by_rows", "move_row", "read_row"]
+__all__ = ["LANES", "by_rows", "move_row", "prefetch_row", "prefetch_write", "read_row"]
 
 from llvmlite import ir
 from numba import types
@@ -8,6 +8,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from torch import Tensor
 
 from .numba_math import PLAIN, F, load, store
+from .numba_runtime import prefetch, shift
 
 # Known to the compiler, so that a loop over a row becomes straight vector code.
 LANES = 64
@@ -56,6 +57,20 @@ def read_row(source, row, width):
     move_row(source, row, width)
     for c in range(width, LANES):
         row[c] = F(0)
+
+
+@register_jitable(**PLAIN)
+def prefetch_row(start):
+    """Ask for the LANES numbers from the pointer `start` on, which may point anywhere: asking does no harm."""
+    for c in range(0, LANES, 16):
+        prefetch(shift(start, c), False)
+
+
+@register_jitable(**PLAIN)
+def prefetch_write(start):
+    """Ask for memory that will be written: a store waits until its line is there, and few stores can wait."""
+    for c in range(0, LANES, 16):
+        prefetch(shift(start, c), True)
 
 
 def by_rows(x: Tensor) -> Tensor:

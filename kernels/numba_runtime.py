@@ -128,17 +128,18 @@ def stack(typingctx, count, like):
     return types.CPointer(like.dtype)(count, like), generate
 
 
-@intrinsic
-def prefetch(typingctx, start):
-    """Ask for the line of memory that the pointer `start` points to, before it is needed."""
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, start, write):
+    """Ask for the line of memory that the pointer `start` points to, before it is needed; `write` is a constant."""
     def generate(context, builder, signature, args):
         address, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         function = builder.module.declare_intrinsic("llvm.prefetch", [address],
                                                     ir.FunctionType(ir.VoidType(), [address, number, number, number]))
-        # For reading, into all caches, as data.
-        builder.call(function, [builder.bitcast(args[0], address), number(0), number(3), number(1)])
+        # Into all caches, as data.
+        builder.call(function, [builder.bitcast(args[0], address), number(int(write.literal_value)), number(3),
+                                number(1)])
         return context.get_dummy_value()
-    return types.void(start), generate
+    return types.void(start, write), generate
 
 
 @intrinsic

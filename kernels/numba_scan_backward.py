@@ -16,12 +16,23 @@ import numpy as np
 from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
-from .numba_rows import LANES, move_row, read_row
+from .numba_rows import LANES, move_row, prefetch_row, prefetch_write, read_row
 from .numba_runtime import apart, arguments_apart, pointer, shift, stack
-from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
+from .numba_scan_parts import (
+    CHUNK,
+    GAP,
+    direction,
+    is_tame,
+    prefetch_token,
+    read_parameters,
+    read_step,
+    state_at_start,
+    token_at,
+)
 
-# Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y.
-ROWS = 4
+# Rows of LANES that are kept for each token of a chunk: u, step, slope of the softplus, gradient of y, gradient of z
+# but for its factor y.
+ROWS = 5
 
 
 def backward_scratch(l: int, n: int, r: int) -> int:
@@ -55,6 +66,8 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y, is_first, is_l
     bias, D = stack(LANES, wide), stack(LANES, wide)
     grad_D, grad_bias = stack(LANES, wide), stack(LANES, wide)
     longest, worst = stack(LANES, wide), stack(LANES, wide)
+    for j in range(min(CHUNK, l)):
+        prefetch_token(args, scan, storage, i, token_at(l - 1 - j, l, scan.reverse), channel)
     read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
     for k in range(n):
         for c in range(LANES):
@@ -72,18 +85,26 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y, is_first, is_l
             worst[c] = wide(-np.inf)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
+            if is_last:
+                prefetch_write(shift(pointer(args.grad_z, storage), (i * l + t) * args.e + channel))
             _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, shift(rows, j * ROWS * LANES),
-                        worst)
+                        worst, is_last)
         tame = is_tame(worst, longest)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
+            prefetch_write(shift(pointer(scan.grad_u, storage), (i * l + t) * args.e + channel))
+            prefetch_write(shift(pointer(scan.grad_delta, storage), (i * l + t) * args.e + channel))
             _forward_again(args, scan, storage, wide, i, t, A2, D, tame, shift(y, t * LANES),
                            shift(rows, j * ROWS * LANES), shift(states, j * per_token), shift(decays, j * per_token),
                            is_first)
             if is_last and args.z != 0:
-                _gate_backward(args, storage, wide, i, t, channel, width, shift(y, t * LANES))
+                _gate_backward(args, storage, i, t, channel, width, shift(y, t * LANES),
+                               shift(rows, (j * ROWS + 4) * LANES))
         for j in range(count - 1, -1, -1):
             t = token_at(start + j, l, scan.reverse)
+            prefetch_token(args, scan, storage, i, token_at(start + j - CHUNK, l, scan.reverse), channel)
+            for k in range(j, n, CHUNK):
+                prefetch_row(state_at_start(args, scan, wide, i, chunk - 1, k, channel))
             _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, shift(rows, j * ROWS * LANES),
                             shift(states, j * per_token), shift(decays, j * per_token), g, grad_A, grad_D, grad_bias)
     for k in range(n):
@@ -96,20 +117,16 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y, is_first, is_l
 
 @register_jitable(**PLAIN)
 def _read_start(args, scan, wide, i, chunk, channel, width, s):
-    starts, at = pointer(scan.starts, wide), ((chunk * args.b + i) * args.n) * args.e + channel
     for k in range(args.n):
-        for c in range(width):
-            s[k * LANES + c] = starts[at + k * args.e + c]
-        for c in range(width, LANES):
-            s[k * LANES + c] = wide(0)
+        read_row(state_at_start(args, scan, wide, i, chunk, k, channel), shift(s, k * LANES), width)
 
 
 @register_jitable(**PLAIN)
-def _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, rows, worst):
-    """Write to rows what does not depend on states: u, step, slope of the softplus, gradient of y before the gate."""
+def _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, rows, worst, is_last):
+    """Write to rows what does not depend on states: the first four, and for the last direction all."""
     arguments_apart()
     u, d, slope, grad_y = rows, shift(rows, LANES), shift(rows, 2 * LANES), shift(rows, 3 * LANES)
-    z = stack(LANES, wide)
+    grad_z, z = shift(rows, 4 * LANES), stack(LANES, wide)
     read_step(scan, args.r, storage, i, t, channel, width, weight, bias, d)
     for c in range(LANES):
         slope[c] = wide(1)
@@ -126,7 +143,10 @@ def _read_token(args, scan, storage, wide, i, t, channel, width, weight, bias, r
     if args.z != 0:
         read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), z, width)
         for c in range(LANES):
-            grad_y[c] *= z[c] * sigmoid(z[c])
+            half = sigmoid(z[c])
+            if is_last:
+                grad_z[c] = grad_y[c] * (half + z[c] * half * (wide(1) - half))
+            grad_y[c] *= z[c] * half
 
 
 @register_jitable(**PLAIN)
@@ -262,13 +282,9 @@ def _four_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, g
 
 
 @register_jitable(**PLAIN)
-def _gate_backward(args, storage, wide, i, t, channel, width, y):
-    """Write the gradient of z at one token from y (LANES,), the sum of all directions: scale grad_out y silu'(z)."""
+def _gate_backward(args, storage, i, t, channel, width, y, grad_z):
+    """Write the gradient of z at one token: y (LANES,), the sum of all directions, times what grad_z (LANES,) holds."""
     arguments_apart()
-    gate, grad = stack(LANES, wide), stack(LANES, wide)
-    read_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel), gate, width)
-    read_row(shift(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel), grad, width)
     for c in range(LANES):
-        half = sigmoid(gate[c])
-        grad[c] *= y[c] * wide(args.scale) * (half + gate[c] * half * (wide(1) - half))
-    move_row(grad, shift(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel), width)
+        grad_z[c] *= y[c]
+    move_row(grad_z, shift(pointer(args.grad_z, storage), (i * args.l + t) * args.e + channel), width)

@@ -11,9 +11,19 @@ import numpy as np
 from numba.extending import register_jitable
 
 from .numba_math import PLAIN, decay, exp2, load, sigmoid, softplus
-from .numba_rows import LANES, move_row, read_row
-from .numba_runtime import apart, arguments_apart, pointer, prefetch, shift, stack
-from .numba_scan_parts import CHUNK, GAP, direction, is_tame, read_parameters, read_step, token_at
+from .numba_rows import LANES, move_row, prefetch_write, read_row
+from .numba_runtime import apart, arguments_apart, pointer, shift, stack
+from .numba_scan_parts import (
+    CHUNK,
+    GAP,
+    direction,
+    is_tame,
+    prefetch_token,
+    read_parameters,
+    read_step,
+    state_at_start,
+    token_at,
+)
 
 
 def forward_scratch(l: int, n: int, r: int) -> int:
@@ -40,14 +50,16 @@ def _scan(args, scan, storage, wide, i, channel, width, y, is_first, is_last):
     weight = apart(shift(y, (l + 2 * n) * LANES + 2 * GAP))
     steps = apart(shift(y, (l + 2 * n + r) * LANES + 3 * GAP))
     bias, D, longest, worst = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
+    for j in range(min(CHUNK, l)):
+        prefetch_token(args, scan, storage, i, token_at(j, l, scan.reverse), channel)
     read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest)
     for k in range(n * LANES):
         s[k] = wide(0)
     for start in range(0, l, CHUNK):
         count = min(CHUNK, l - start)
         if scan.starts != 0:
-            _write_state(pointer(scan.starts, wide), ((start // CHUNK * args.b + i) * n) * args.e + channel, 1, args.e,
-                         n, width, s)
+            for k in range(n):
+                move_row(shift(s, k * LANES), state_at_start(args, scan, wide, i, start // CHUNK, k, channel), width)
         # Steps and gates of a chunk each in a loop of their own: there the processor works on several tokens at once,
         # where in the recurrence each would wait for its exponential.
         for c in range(LANES):
@@ -58,24 +70,29 @@ def _scan(args, scan, storage, wide, i, channel, width, y, is_first, is_last):
         tame = is_tame(worst, longest)
         for j in range(count):
             t = token_at(start + j, l, scan.reverse)
+            prefetch_token(args, scan, storage, i, token_at(start + j + CHUNK, l, scan.reverse), channel)
+            if is_last:
+                prefetch_write(shift(pointer(args.out, storage), (i * l + t) * args.e + channel))
+            if scan.starts != 0:
+                for k in range(j, n, CHUNK):
+                    prefetch_write(state_at_start(args, scan, wide, i, start // CHUNK + 1, k, channel))
             _token(args, scan, storage, wide, i, t, channel, width, shift(steps, j * LANES), A2, D, tame, s,
-                   shift(y, t * LANES), is_first)
+                   shift(y, (j if is_first and is_last else t) * LANES), is_first)
         if is_last:
             for j in range(count):
                 t = token_at(start + j, l, scan.reverse)
-                _gate(args, storage, wide, i, t, channel, width, shift(y, t * LANES))
+                _gate(args, storage, wide, i, t, channel, width,
+                      shift(y, (j if is_first and is_last else t) * LANES))
     if scan.last != 0:
-        _write_state(pointer(scan.last, wide), (i * args.e + channel) * n, n, 1, n, width, s)
+        for k in range(n):
+            for c in range(width):
+                pointer(scan.last, wide)[(i * args.e + channel + c) * n + k] = s[k * LANES + c]
 
 
 @register_jitable(**PLAIN)
 def _step(args, scan, storage, i, t, channel, width, weight, bias, d, worst):
     """Write the step of one token, after the softplus, to d (LANES,), and the longest so far to `worst`."""
     arguments_apart()
-    for c in range(0, LANES, 16):
-        prefetch(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel + c))
-        if args.z != 0:
-            prefetch(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel + c))
     read_step(scan, args.r, storage, i, t, channel, width, weight, bias, d)
     if args.softplus:
         for c in range(LANES):
@@ -129,13 +146,6 @@ def four_states(s, A2, d, x, total, B, C):
         s2, s3 = decay(d[c], A2[c2]) * s[c2] + x[c] * B2, decay(d[c], A2[c3]) * s[c3] + x[c] * B3
         s[c], s[c1], s[c2], s[c3] = s0, s1, s2, s3
         total[c] += (s0 * C0 + s1 * C1) + (s2 * C2 + s3 * C3)
-
-
-@register_jitable(**PLAIN)
-def _write_state(memory, start, channel_stride, state_stride, n, width, s):
-    for k in range(n):
-        for c in range(width):
-            memory[start + k * state_stride + c * channel_stride] = s[k * LANES + c]
 
 
 @register_jitable(**PLAIN)

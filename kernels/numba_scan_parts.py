@@ -4,13 +4,14 @@ A task is one sequence and LANES channels that lie side by side in memory. Every
 The compiler knows their number, and makes straight vector code of the loop.
 """
 
-__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "read_parameters", "read_step", "token_at"]
+__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "prefetch_token", "read_parameters",
+            "read_step", "state_at_start", "token_at"]
 
 import numpy as np
 from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, exp, load
-from .numba_rows import LANES, read_row
+from .numba_rows import LANES, prefetch_row, read_row
 from .numba_runtime import TEAM, arguments_apart, pointer, shift
 
 # Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
@@ -45,6 +46,18 @@ def token_at(step, length, reverse):
 
 
 @register_jitable(**PLAIN)
+def prefetch_token(args, scan, storage, i, t, channel):
+    """Ask for the rows of token t a chunk before they are read: they lie too far apart for the processor to guess."""
+    prefetch_row(shift(pointer(scan.u, storage), i * scan.u_b + t * scan.u_l + channel))
+    if args.r == 0:
+        prefetch_row(shift(pointer(scan.delta, storage), i * scan.delta_b + t * scan.delta_l + channel))
+    if args.z != 0:
+        prefetch_row(shift(pointer(args.z, storage), i * args.z_b + t * args.z_l + channel))
+    if args.grad_out != 0:
+        prefetch_row(shift(pointer(args.grad_out, storage), i * args.grad_out_b + t * args.grad_out_l + channel))
+
+
+@register_jitable(**PLAIN)
 def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias, D, longest):
     """Read what does not change from token to token, for `width` channels from `channel` on; the rest becomes 0.
 
@@ -70,6 +83,12 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
         for c in range(LANES):
             at = (channel + c) * args.r + k
             weight[k * LANES + c] = load(pointer(scan.delta_weight, storage), at) if c < width else wide(0)
+
+
+@register_jitable(**PLAIN)
+def state_at_start(args, scan, wide, i, chunk, k, channel):
+    """Return the pointer to what state k was at the start of a chunk, for the channels (e,) from `channel` on."""
+    return shift(pointer(scan.starts, wide), ((chunk * args.b + i) * args.n + k) * args.e + channel)
 
 
 @register_jitable(**PLAIN)

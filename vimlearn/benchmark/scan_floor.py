@@ -27,6 +27,7 @@ def _floor_task(args, slot, task, storage, wide):
     n = args.n
     memory = shift(pointer(args.scratch, wide), slot * args.scratch_size)
     s, A2, B = apart(memory), apart(shift(memory, n * LANES + GAP)), apart(shift(memory, 2 * (n * LANES + GAP)))
+    C = apart(shift(B, n + GAP))
     d, x, total = stack(LANES, wide), stack(LANES, wide), stack(LANES, wide)
     for c in range(LANES):
         d[c] = wide(0.1)
@@ -37,9 +38,10 @@ def _floor_task(args, slot, task, storage, wide):
         s[k] = wide(0)
     for k in range(n):
         B[k] = wide(1)
+        C[k] = wide(1)
     for _ in range(args.l):
         for k in range(0, n, 4):
-            four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, k), shift(B, k))
+            four_states(shift(s, k * LANES), shift(A2, k * LANES), d, x, total, shift(B, k), shift(C, k))
     for c in range(LANES):
         # Written, or the compiler would leave everything out.
         s[c] = total[c]
