@@ -94,6 +94,8 @@ def _one_direction(name: str, kernels):
     def setup_context(ctx, inputs, output):
         *tensors, ctx.softplus, ctx.reverse, _ = inputs
         ctx.mark_non_differentiable(output[2])
+        # Or zeros as large as the kept states would be made in every backward pass.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[2])
 
     def backward(ctx, grad_out, grad_last, _):
@@ -144,6 +146,7 @@ def _two_directions(name: str, kernels):
     def setup_context(ctx, inputs, output):
         *tensors, ctx.softplus, ctx.scale, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
 
     def backward(ctx, grad_out, *_):
