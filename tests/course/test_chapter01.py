@@ -9,31 +9,32 @@ from vimlearn.course.exercise import grade
 
 
 def test_euler_step_names_its_mistakes(rejected):
-    rejected("euler_step", lambda s, a, b, x, delta: delta * (a * s + b * x), "change alone")
-    rejected("euler_step", lambda s, a, b, x, delta: s + delta * (a * s + x), "factor b is missing")
-    rejected("euler_step", lambda s, a, b, x, delta: s + delta * (-a * s + b * x), "leak", "wrong sign")
-    rejected("euler_step", lambda s, a, b, x, delta: s - delta * (a * s + b * x), "back in time")
-    rejected("euler_step", lambda s, a, b, x, delta: s + a * s + b * x, "delta is forgotten")
-    rejected("euler_step", lambda s, a, b, x, delta: (1 + delta * a) * s + b * x, "inflow", "without it")
-    rejected("euler_step", lambda s, a, b, x, delta: (1 + a) * s + delta * b * x, "leak a s is left")
-    rejected("euler_step", lambda s, a, b, x, delta: (s + delta * b * x) / (1 - delta * a), "new level", "old one")
+    assert rejected("euler_step", lambda s, a, b, x, delta: delta * (a * s + b * x), "change alone")
+    assert rejected("euler_step", lambda s, a, b, x, delta: s + delta * (a * s + x), "factor b is missing")
+    assert rejected("euler_step", lambda s, a, b, x, delta: s + delta * (-a * s + b * x), "leak", "wrong sign")
+    assert rejected("euler_step", lambda s, a, b, x, delta: s - delta * (a * s + b * x), "back in time")
+    assert rejected("euler_step", lambda s, a, b, x, delta: s + a * s + b * x, "delta is forgotten")
+    assert rejected("euler_step", lambda s, a, b, x, delta: (1 + delta * a) * s + b * x, "inflow", "without it")
+    assert rejected("euler_step", lambda s, a, b, x, delta: (1 + a) * s + delta * b * x, "leak a s is left")
+    assert rejected("euler_step", lambda s, a, b, x, delta: (s + delta * b * x) / (1 - delta * a), "new level",
+                    "old one")
 
     def exact(s, a, b, x, delta):
         decay = math.exp(a * delta)
         return decay * s + (decay - 1) / a * b * x
 
-    rejected("euler_step", exact, "exact level", "slope of the start")
+    assert rejected("euler_step", exact, "exact level", "slope of the start")
 
 
 def test_euler_limits_names_its_mistakes(rejected):
-    rejected("euler_limits", (0.125, 0.0625), "exchanged")
-    rejected("euler_limits", (1.0, 2.0), "a = -1")
-    rejected("euler_limits", (0.0625, 2.0), "stable", "a = -1")
-    rejected("euler_limits", (-0.0625, -0.125), "positive")
-    rejected("euler_limits", (0.0625, 4.0), "tank")
-    rejected("euler_limits", (0.0625, 0.0625), "stable", "-1")
-    rejected("euler_limits", 0.125, "two numbers")
-    rejected("euler_limits", (0.0625, None), "should be a number")
+    assert rejected("euler_limits", (0.125, 0.0625), "exchanged")
+    assert rejected("euler_limits", (1.0, 2.0), "a = -1")
+    assert rejected("euler_limits", (0.0625, 2.0), "stable", "a = -1")
+    assert rejected("euler_limits", (-0.0625, -0.125), "positive")
+    assert rejected("euler_limits", (0.0625, 4.0), "tank")
+    assert rejected("euler_limits", (0.0625, 0.0625), "stable", "-1")
+    assert rejected("euler_limits", 0.125, "two numbers")
+    assert rejected("euler_limits", (0.0625, None), "should be a number")
 
 
 def bilinear(a, b, delta, *, half=0.5, below=-1, top=1, input_scale=1.0):
@@ -43,17 +44,19 @@ def bilinear(a, b, delta, *, half=0.5, below=-1, top=1, input_scale=1.0):
 
 
 def test_bilinear_step_names_its_mistakes(rejected):
-    rejected("bilinear_step", lambda a, b, delta: (1 + delta * a, delta * b), "A_bar", "Euler")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0), "delta / 2")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0, top=0), "end; average")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1, top=-1), "upside down")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1), "wrong sign", "denominator")
-    rejected("bilinear_step", lambda a, b, delta: (torch.exp(delta * a), delta * b), "zero-order hold")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, input_scale=0.5), "B_bar is halved")
-    rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], delta * b), "B_bar", "Euler")
-    rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], b / (1 - delta * a / 2)), "forgets delta")
-    rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], delta / (1 - delta * a / 2)), "factor b")
-    rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta)[0], "2 values")
+    assert rejected("bilinear_step", lambda a, b, delta: (1 + delta * a, delta * b), "A_bar", "Euler")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0), "delta / 2")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0, top=0), "end; average")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1, top=-1), "upside down")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1), "wrong sign", "denominator")
+    assert rejected("bilinear_step", lambda a, b, delta: (torch.exp(delta * a), delta * b), "zero-order hold")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, input_scale=0.5), "B_bar is halved")
+    assert rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], delta * b), "B_bar", "Euler")
+    assert rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], b / (1 - delta * a / 2)),
+                    "forgets delta")
+    assert rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], delta / (1 - delta * a / 2)),
+                    "factor b")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta)[0], "2 values")
 
 
 def held(a, delta):
@@ -61,23 +64,27 @@ def held(a, delta):
 
 
 def test_zero_order_hold_names_its_mistakes(rejected):
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(-delta * a), delta * b), "wrong sign in the exponent")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(a), delta * b), "forgets delta")
-    rejected("zero_order_hold", lambda a, b, delta: (1 + delta * a, delta * b), "A_bar is Euler")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), delta * b), "B_bar is delta b", "Euler")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), a * held(a, delta) * b), "lacks 1/a")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta)), "factor b")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), -held(a, delta) * b), "B_bar", "wrong sign")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta) * b / delta),
-             "divided by z")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), torch.exp(delta * a) / a * b),
-             "lacks the - 1")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(-delta * a), delta * b),
+                    "wrong sign in the exponent")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(a), delta * b), "forgets delta")
+    assert rejected("zero_order_hold", lambda a, b, delta: (1 + delta * a, delta * b), "A_bar is Euler")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), delta * b), "B_bar is delta b",
+                    "Euler")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), a * held(a, delta) * b), "lacks 1/a")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta)), "factor b")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), -held(a, delta) * b), "B_bar",
+                    "wrong sign")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta) * b / delta),
+                    "divided by z")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), torch.exp(delta * a) / a * b),
+                    "lacks the - 1")
 
 
 def test_zero_order_hold_wants_small_steps_and_zero(rejected):
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta) * b), "expm1", "float32")
-    rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), torch.expm1(delta * a) / a * b),
-             "a = 0", "0 by 0")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), held(a, delta) * b), "expm1",
+                    "float32")
+    assert rejected("zero_order_hold", lambda a, b, delta: (torch.exp(delta * a), torch.expm1(delta * a) / a * b),
+                    "a = 0", "0 by 0")
 
     def one_where(a, b, delta):
         z = delta * a
@@ -99,10 +106,10 @@ def test_zero_order_hold_wants_small_steps_and_zero(rejected):
         step = delta.detach() if isinstance(delta, torch.Tensor) else delta
         return torch.exp(z), step * b * torch.where(z == 0, 1 + z / 2, torch.expm1(safe) / safe)
 
-    rejected("zero_order_hold", one_where, "gradient at a = 0 is NaN", "torch.where")
-    rejected("zero_order_hold", flat_at_zero, "no slope in a", "1 + z / 2")
-    rejected("zero_order_hold", nothing_at_zero, "input is lost")
-    rejected("zero_order_hold", no_gradient_for_delta, "ddelta")
+    assert rejected("zero_order_hold", one_where, "gradient at a = 0 is NaN", "torch.where")
+    assert rejected("zero_order_hold", flat_at_zero, "no slope in a", "1 + z / 2")
+    assert rejected("zero_order_hold", nothing_at_zero, "input is lost")
+    assert rejected("zero_order_hold", no_gradient_for_delta, "ddelta")
 
 
 def test_step_gradient_names_its_mistakes(rejected):
@@ -111,26 +118,30 @@ def test_step_gradient_names_its_mistakes(rejected):
 
     right = (lambda a, delta: a * torch.exp(delta * a)), (lambda a, b, delta: torch.exp(delta * a) * b)
     assert grade("step_gradient", answer(*right)).status == "right"
-    rejected("step_gradient", answer(lambda a, delta: torch.exp(delta * a), right[1]), "dA_bar lacks", "factor a")
-    rejected("step_gradient", answer(lambda a, delta: a, right[1]), "Euler")
-    rejected("step_gradient", answer(lambda a, delta: delta * torch.exp(delta * a), right[1]), "brings down delta")
-    rejected("step_gradient", answer(lambda a, delta: -a * torch.exp(delta * a), right[1]), "dA_bar", "wrong sign")
-    rejected("step_gradient", answer(right[0], lambda a, b, delta: b), "Vim")
-    rejected("step_gradient", answer(right[0], lambda a, b, delta: held(a, delta) * b), "B_bar itself")
-    rejected("step_gradient", answer(right[0], lambda a, b, delta: torch.exp(delta * a)), "factor b")
-    rejected("step_gradient", answer(right[0], lambda a, b, delta: torch.exp(delta * a) / a * b), "1/a")
-    rejected("step_gradient", answer(right[0], lambda a, b, delta: a * torch.exp(delta * a) * b), "factor a too many")
+    assert rejected("step_gradient", answer(lambda a, delta: torch.exp(delta * a), right[1]), "dA_bar lacks",
+                    "factor a")
+    assert rejected("step_gradient", answer(lambda a, delta: a, right[1]), "Euler")
+    assert rejected("step_gradient", answer(lambda a, delta: delta * torch.exp(delta * a), right[1]),
+                    "brings down delta")
+    assert rejected("step_gradient", answer(lambda a, delta: -a * torch.exp(delta * a), right[1]), "dA_bar",
+                    "wrong sign")
+    assert rejected("step_gradient", answer(right[0], lambda a, b, delta: b), "Vim")
+    assert rejected("step_gradient", answer(right[0], lambda a, b, delta: held(a, delta) * b), "B_bar itself")
+    assert rejected("step_gradient", answer(right[0], lambda a, b, delta: torch.exp(delta * a)), "factor b")
+    assert rejected("step_gradient", answer(right[0], lambda a, b, delta: torch.exp(delta * a) / a * b), "1/a")
+    assert rejected("step_gradient", answer(right[0], lambda a, b, delta: a * torch.exp(delta * a) * b),
+                    "factor a too many")
 
 
 def test_memory_names_its_mistakes(rejected):
-    rejected("memory", (0.2, 1 / 197), "tokens", "divide it by delta")
-    rejected("memory", (0.1, 1 / 197), "inverse")
-    rejected("memory", (50, 1 / 197), "a = -1")
-    rejected("memory", (6.93, 1 / 197), "one half")
-    rejected("memory", (10, 197), "step", "one over")
-    rejected("memory", (10, 1 / 985), "a = -5")
-    rejected("memory", (10, -1 / 197), "positive")
-    rejected("memory", 10, "two numbers")
+    assert rejected("memory", (0.2, 1 / 197), "tokens", "divide it by delta")
+    assert rejected("memory", (0.1, 1 / 197), "inverse")
+    assert rejected("memory", (50, 1 / 197), "a = -1")
+    assert rejected("memory", (6.93, 1 / 197), "one half")
+    assert rejected("memory", (10, 197), "step", "one over")
+    assert rejected("memory", (10, 1 / 985), "a = -5")
+    assert rejected("memory", (10, -1 / 197), "positive")
+    assert rejected("memory", 10, "two numbers")
 
 
 def test_memory_takes_three_digits():
@@ -153,14 +164,15 @@ def test_unrolled_kernel_names_its_mistakes(rejected):
             out.append((C * s).sum())
         return torch.stack(out)
 
-    rejected("unrolled_kernel", from_ages(1), "off by one", "A_bar^1")
-    rejected("unrolled_kernel", from_ages(0, last=1), "shape")
-    rejected("unrolled_kernel", backwards, "backwards")
-    rejected("unrolled_kernel", constant_input, "running sum")
+    assert rejected("unrolled_kernel", from_ages(1), "off by one", "A_bar^1")
+    assert rejected("unrolled_kernel", from_ages(0, last=1), "shape")
+    assert rejected("unrolled_kernel", backwards, "backwards")
+    assert rejected("unrolled_kernel", constant_input, "running sum")
     plain, ones = from_ages(0), torch.ones(3)
-    rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar, ones, C, length), "lacks B_bar")
-    rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar, B_bar, ones, length), "lacks C")
-    rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar.detach(), B_bar, C, length), "dA_bar")
+    assert rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar, ones, C, length), "lacks B_bar")
+    assert rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar, B_bar, ones, length), "lacks C")
+    assert rejected("unrolled_kernel", lambda A_bar, B_bar, C, length: plain(A_bar.detach(), B_bar, C, length),
+                    "dA_bar")
 
 
 @pytest.mark.parametrize("name", ["euler_limits", "memory"])

@@ -13,28 +13,28 @@ def test_three_steps_names_its_mistakes(rejected):
     def answer(first, second, third):
         return {"delta = 0": first, "delta = ln 2": second, "delta = 20": third}
 
-    rejected("three_steps", answer(4, 7, 10), "ln 2", "zero-order hold")
-    rejected("three_steps", answer(4, 8.931, 10), "delta = 20", "zero-order hold")
-    rejected("three_steps", answer(14, 8.931, 200), "delta = 0", "without its step")
-    rejected("three_steps", answer(4, 8.159, 124), "ln 2", "Euler")
-    rejected("three_steps", answer(4, 2, 0), "ln 2", "only what is kept")
-    rejected("three_steps", answer(0, 6.931, 200), "delta = 0", "old state is missing")
-    rejected("three_steps", answer(4, 14.931, 200), "ln 2", "not exp(delta)")
-    rejected("three_steps", answer(4, 8.931, None), "delta = 20", "number")
-    rejected("three_steps", {"delta = 0": 4}, "keys")
-    rejected("three_steps", 4.0, "dict")
+    assert rejected("three_steps", answer(4, 7, 10), "ln 2", "zero-order hold")
+    assert rejected("three_steps", answer(4, 8.931, 10), "delta = 20", "zero-order hold")
+    assert rejected("three_steps", answer(14, 8.931, 200), "delta = 0", "without its step")
+    assert rejected("three_steps", answer(4, 8.159, 124), "ln 2", "Euler")
+    assert rejected("three_steps", answer(4, 2, 0), "ln 2", "only what is kept")
+    assert rejected("three_steps", answer(0, 6.931, 200), "delta = 0", "old state is missing")
+    assert rejected("three_steps", answer(4, 14.931, 200), "ln 2", "not exp(delta)")
+    assert rejected("three_steps", answer(4, 8.931, None), "delta = 20", "number")
+    assert rejected("three_steps", {"delta = 0": 4}, "keys")
+    assert rejected("three_steps", 4.0, "dict")
 
 
 def test_safe_step_names_its_mistakes(rejected):
-    rejected("safe_step", lambda delta, bias: delta + bias, "softplus is missing")
-    rejected("safe_step", lambda delta, bias: F.softplus(delta) + bias, "after the softplus", "inside")
-    rejected("safe_step", lambda delta, bias: F.softplus(delta), "bias is missing")
-    rejected("safe_step", lambda delta, bias: torch.sigmoid(delta + bias), "sigmoid")
-    rejected("safe_step", lambda delta, bias: (delta + bias).exp(), "exp(x) alone")
-    rejected("safe_step", lambda delta, bias: (delta + bias).relu(), "ReLU")
-    rejected("safe_step", lambda delta, bias: torch.log1p(1 + torch.exp(delta + bias)), "log1p adds the 1")
-    rejected("safe_step", lambda delta, bias: torch.log2(1 + torch.exp(delta + bias)), "natural logarithm")
-    rejected("safe_step", lambda delta, bias: F.softplus(delta - bias), "subtracted")
+    assert rejected("safe_step", lambda delta, bias: delta + bias, "softplus is missing")
+    assert rejected("safe_step", lambda delta, bias: F.softplus(delta) + bias, "after the softplus", "inside")
+    assert rejected("safe_step", lambda delta, bias: F.softplus(delta), "bias is missing")
+    assert rejected("safe_step", lambda delta, bias: torch.sigmoid(delta + bias), "sigmoid")
+    assert rejected("safe_step", lambda delta, bias: (delta + bias).exp(), "exp(x) alone")
+    assert rejected("safe_step", lambda delta, bias: (delta + bias).relu(), "ReLU")
+    assert rejected("safe_step", lambda delta, bias: torch.log1p(1 + torch.exp(delta + bias)), "log1p adds the 1")
+    assert rejected("safe_step", lambda delta, bias: torch.log2(1 + torch.exp(delta + bias)), "natural logarithm")
+    assert rejected("safe_step", lambda delta, bias: F.softplus(delta - bias), "subtracted")
 
 
 def test_safe_step_looks_at_the_extremes(rejected):
@@ -49,11 +49,11 @@ def test_safe_step_looks_at_the_extremes(rejected):
         x = delta + bias
         return torch.where(x > 20, x, torch.log(1 + torch.exp(x.clamp(max=20))))
 
-    rejected("safe_step", lambda delta, bias: torch.log1p(torch.exp(delta + bias)), "at 200", "overflows")
-    rejected("safe_step", clamped, "at 200", "expected 200")
-    rejected("safe_step", without_clamp, "gradient", "NaN", "clamp")
-    rejected("safe_step", without_log1p, "exactly 0", "log1p")
-    rejected("safe_step", lambda delta, bias: F.softplus((delta + bias).detach()), "gradient")
+    assert rejected("safe_step", lambda delta, bias: torch.log1p(torch.exp(delta + bias)), "at 200", "overflows")
+    assert rejected("safe_step", clamped, "at 200", "expected 200")
+    assert rejected("safe_step", without_clamp, "gradient", "NaN", "clamp")
+    assert rejected("safe_step", without_log1p, "exactly 0", "log1p")
+    assert rejected("safe_step", lambda delta, bias: F.softplus((delta + bias).detach()), "gradient")
 
 
 def test_safe_step_takes_another_right_form():
@@ -83,18 +83,18 @@ def test_scan_step_names_its_mistakes(rejected):
         step = F.softplus(step)
         return torch.exp(step * A) * s + step * B * u
 
-    rejected("scan_step", state(lambda s, u, d, A, B: d * A * s + d * u * B), "exponential is missing")
-    rejected("scan_step", state(lambda s, u, d, A, B: s + d * (A * s + B * u)), "Euler")
-    rejected("scan_step", state(zero_order_hold), "zero-order hold")
-    rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s + u * B), "without the step")
-    rejected("scan_step", state(lambda s, u, d, A, B: d * u * B), "not carried over")
-    rejected("scan_step", state(lambda s, u, d, A, B: s + d * u * B), "without decay")
-    rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s), "nothing is written")
-    rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s + d * u), "B is missing")
-    rejected("scan_step", state(lambda s, u, d, A, B: A.exp() * s + d * u * B), "step is missing in keep")
-    rejected("scan_step", state(lambda s, u, d, A, B: (-d * A).exp() * s + d * u * B), "negative already")
-    rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * (s + d * u * B)), "old state alone")
-    rejected("scan_step", state(twice_softplus), "softplus once more")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: d * A * s + d * u * B), "exponential is missing")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: s + d * (A * s + B * u)), "Euler")
+    assert rejected("scan_step", state(zero_order_hold), "zero-order hold")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s + u * B), "without the step")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: d * u * B), "not carried over")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: s + d * u * B), "without decay")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s), "nothing is written")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * s + d * u), "B is missing")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: A.exp() * s + d * u * B), "step is missing in keep")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: (-d * A).exp() * s + d * u * B), "negative already")
+    assert rejected("scan_step", state(lambda s, u, d, A, B: (d * A).exp() * (s + d * u * B)), "old state alone")
+    assert rejected("scan_step", state(twice_softplus), "softplus once more")
 
 
 def test_scan_step_looks_at_the_output(rejected):
@@ -109,12 +109,12 @@ def test_scan_step_looks_at_the_output(rejected):
         new = torch.exp(d * A) * s + d * u * B
         return new @ C, new
 
-    rejected("scan_step", step(lambda old, new, B, C: old @ C), "old state")
-    rejected("scan_step", step(lambda old, new, B, C: new @ B), "with C")
-    rejected("scan_step", step(lambda old, new, B, C: new * C), "not summed")
-    rejected("scan_step", step(lambda old, new, B, C: new.sum()), "C is missing")
-    rejected("scan_step", lambda s, u, d, A, B, C: torch.exp(d * A) * s + d * u * B, "2 values")
-    rejected("scan_step", exchanged, "exchanged")
+    assert rejected("scan_step", step(lambda old, new, B, C: old @ C), "old state")
+    assert rejected("scan_step", step(lambda old, new, B, C: new @ B), "with C")
+    assert rejected("scan_step", step(lambda old, new, B, C: new * C), "not summed")
+    assert rejected("scan_step", step(lambda old, new, B, C: new.sum()), "C is missing")
+    assert rejected("scan_step", lambda s, u, d, A, B, C: torch.exp(d * A) * s + d * u * B, "2 values")
+    assert rejected("scan_step", exchanged, "exchanged")
 
 
 def loop(s, u, step, A, B, C, update=None, late=False, carry=True):
@@ -132,17 +132,17 @@ def test_scan_from_names_its_mistakes(rejected):
     def planted(**how):
         return lambda *inputs: loop(*inputs, **how)
 
-    rejected("scan_from", lambda s, *rest: loop(torch.zeros_like(s), *rest), "starts from 0")
-    rejected("scan_from", planted(late=True), "before the update")
-    rejected("scan_from", planted(carry=False), "not carried")
-    rejected("scan_from", planted(update=lambda s, u, d, A, B: (1 + d * A) * s + d * u * B), "Euler")
-    rejected("scan_from", planted(update=lambda s, u, d, A, B: d * A * s + d * u * B), "exponential is missing")
-    rejected("scan_from", planted(update=lambda s, u, d, A, B: (d * A).exp() * s + u * B), "without the step")
-    rejected("scan_from", planted(
+    assert rejected("scan_from", lambda s, *rest: loop(torch.zeros_like(s), *rest), "starts from 0")
+    assert rejected("scan_from", planted(late=True), "before the update")
+    assert rejected("scan_from", planted(carry=False), "not carried")
+    assert rejected("scan_from", planted(update=lambda s, u, d, A, B: (1 + d * A) * s + d * u * B), "Euler")
+    assert rejected("scan_from", planted(update=lambda s, u, d, A, B: d * A * s + d * u * B), "exponential is missing")
+    assert rejected("scan_from", planted(update=lambda s, u, d, A, B: (d * A).exp() * s + u * B), "without the step")
+    assert rejected("scan_from", planted(
         update=lambda s, u, d, A, B: (d * A).exp() * s + ((d * A).exp() - 1) / A * u * B), "zero-order hold")
-    rejected("scan_from", planted(
+    assert rejected("scan_from", planted(
         update=lambda s, u, d, A, B: (F.softplus(d) * A).exp() * s + F.softplus(d) * u * B), "softplus once more")
-    rejected("scan_from", planted(
+    assert rejected("scan_from", planted(
         update=lambda s, u, d, A, B: (d * A).exp().detach() * s + d * u * B), "gradient for step")
 
 
@@ -151,10 +151,10 @@ def test_scan_from_looks_at_the_last_state(rejected):
         y, _ = loop(s, u, step, A, B, C)
         return y, loop(s, u[:, :-1], step[:, :-1], A, B[:, :-1], C[:, :-1])[1]
 
-    rejected("scan_from", lambda s, *rest: (loop(s, *rest)[0], s), "given")
-    rejected("scan_from", one_early, "before the last token")
-    rejected("scan_from", lambda *inputs: loop(*inputs)[0], "2 values")
-    rejected("scan_from", lambda s, *rest: (loop(s, *rest)[0].transpose(1, 2), s), "axes exchanged")
+    assert rejected("scan_from", lambda s, *rest: (loop(s, *rest)[0], s), "given")
+    assert rejected("scan_from", one_early, "before the last token")
+    assert rejected("scan_from", lambda *inputs: loop(*inputs)[0], "2 values")
+    assert rejected("scan_from", lambda s, *rest: (loop(s, *rest)[0].transpose(1, 2), s), "axes exchanged")
 
 
 def test_scan_from_may_not_change_the_given_state(rejected):
@@ -166,32 +166,32 @@ def test_scan_from_may_not_change_the_given_state(rejected):
             y.append((s * C[:, t, None]).sum(-1))
         return torch.stack(y, 1), s.clone()
 
-    rejected("scan_from", in_place, "input s in place", "clone")
+    assert rejected("scan_from", in_place, "input s in place", "clone")
 
 
 def test_skip_and_gate_names_its_mistakes(rejected):
     def always(form):
         return lambda y, u, D, z: form(y, u, D, z)
 
-    rejected("skip_and_gate", always(lambda y, u, D, z: y * F.silu(z)), "D is forgotten")
-    rejected("skip_and_gate", always(lambda y, u, D, z: y * F.silu(z) + D * u), "before the skip")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * z.sigmoid()), "sigmoid", "silu")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * z), "z itself")
-    rejected("skip_and_gate", always(lambda y, u, D, z: y + D * u), "gate is missing")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + D) * F.silu(z)), "D alone")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + u) * F.silu(z)), "u alone")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * y) * F.silu(z)), "D by y")
-    rejected("skip_and_gate", always(lambda y, u, D, z: D * u * F.silu(z)), "replaces y")
-    rejected("skip_and_gate", always(lambda y, u, D, z: F.silu(y + D * u) * z), "silu is applied to the sum")
-    rejected("skip_and_gate", always(lambda y, u, D, z: y + D * u + F.silu(z)), "gate is added")
-    rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * F.silu(z)), "TypeError")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: y * F.silu(z)), "D is forgotten")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: y * F.silu(z) + D * u), "before the skip")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * z.sigmoid()), "sigmoid", "silu")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * z), "z itself")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: y + D * u), "gate is missing")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + D) * F.silu(z)), "D alone")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + u) * F.silu(z)), "u alone")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * y) * F.silu(z)), "D by y")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: D * u * F.silu(z)), "replaces y")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: F.silu(y + D * u) * z), "silu is applied to the sum")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: y + D * u + F.silu(z)), "gate is added")
+    assert rejected("skip_and_gate", always(lambda y, u, D, z: (y + D * u) * F.silu(z)), "TypeError")
 
 
 def test_skip_and_gate_leaves_out_what_is_none(rejected):
     def stops_without_skip(y, u, D, z):
         return y if D is None else (y + D * u) * (1 if z is None else F.silu(z))
 
-    rejected("skip_and_gate", stops_without_skip, "D=None, z=given")
+    assert rejected("skip_and_gate", stops_without_skip, "D=None, z=given")
 
 
 def test_reverse_by_flips_names_its_mistakes(rejected):
@@ -208,17 +208,17 @@ def test_reverse_by_flips_names_its_mistakes(rejected):
         _, last = selective_scan(u, s, A, B, C, D, z, return_last_state=True)
         return flips()(u, s, A, B, C, D, z)[0], last
 
-    rejected("reverse_by_flips", flips(inputs="", back=False), "nothing is flipped")
-    rejected("reverse_by_flips", flips(back=False), "not flipped back")
-    rejected("reverse_by_flips", flips(inputs=""), "only the output")
-    rejected("reverse_by_flips", flips(inputs="usBC"), "z must be flipped")
-    rejected("reverse_by_flips", flips(inputs="usz"), "B and C must be flipped")
-    rejected("reverse_by_flips", flips(inputs="uBCz"), "step must be flipped")
-    rejected("reverse_by_flips", flips(inputs="u"), "step, B, C and z must be flipped")
-    rejected("reverse_by_flips", flips(state=1), "no token axis", "axis 1")
-    rejected("reverse_by_flips", flips(state=2), "no token axis", "axis 2")
-    rejected("reverse_by_flips", forward_state, "forward scan")
-    rejected("reverse_by_flips", lambda *inputs: flips()(*inputs)[0], "2 values")
+    assert rejected("reverse_by_flips", flips(inputs="", back=False), "nothing is flipped")
+    assert rejected("reverse_by_flips", flips(back=False), "not flipped back")
+    assert rejected("reverse_by_flips", flips(inputs=""), "only the output")
+    assert rejected("reverse_by_flips", flips(inputs="usBC"), "z must be flipped")
+    assert rejected("reverse_by_flips", flips(inputs="usz"), "B and C must be flipped")
+    assert rejected("reverse_by_flips", flips(inputs="uBCz"), "step must be flipped")
+    assert rejected("reverse_by_flips", flips(inputs="u"), "step, B, C and z must be flipped")
+    assert rejected("reverse_by_flips", flips(state=1), "no token axis", "axis 1")
+    assert rejected("reverse_by_flips", flips(state=2), "no token axis", "axis 2")
+    assert rejected("reverse_by_flips", forward_state, "forward scan")
+    assert rejected("reverse_by_flips", lambda *inputs: flips()(*inputs)[0], "2 values")
 
 
 def test_count_states_names_its_mistakes(rejected):
@@ -226,25 +226,25 @@ def test_count_states_names_its_mistakes(rejected):
         return {"tokens": tokens, "numbers": numbers, "gigabytes": gigabytes}
 
     assert grade("count_states", answer()).status == "right"
-    rejected("count_states", answer(tokens=1024), "class token")
-    rejected("count_states", answer(tokens=197), "224 pixels")
-    rejected("count_states", answer(tokens=32), "one side")
-    rejected("count_states", answer(numbers=1025 * 768), "n = 16")
-    rejected("count_states", answer(numbers=768 * 16), "one for each token")
-    rejected("count_states", answer(numbers=1025 * 384 * 16), "d = 384")
-    rejected("count_states", answer(gigabytes=18.018), "2^30")
-    rejected("count_states", answer(gigabytes=9.673), "second direction")
-    rejected("count_states", answer(gigabytes=4.8366), "4 bytes")
-    rejected("count_states", answer(gigabytes=2.4183), "batch of 8")
-    rejected("count_states", answer(gigabytes=0.8061), "24 blocks")
-    rejected("count_states", answer(gigabytes=0.05038), "one scan alone")
-    rejected("count_states", answer(gigabytes=38.69), "keep too")
-    rejected("count_states", answer(gigabytes=19346.2), "megabytes")
-    rejected("count_states", answer(gigabytes=math.nan), "gigabytes")
-    rejected("count_states", {"tokens": 1025}, "keys")
+    assert rejected("count_states", answer(tokens=1024), "class token")
+    assert rejected("count_states", answer(tokens=197), "224 pixels")
+    assert rejected("count_states", answer(tokens=32), "one side")
+    assert rejected("count_states", answer(numbers=1025 * 768), "n = 16")
+    assert rejected("count_states", answer(numbers=768 * 16), "one for each token")
+    assert rejected("count_states", answer(numbers=1025 * 384 * 16), "d = 384")
+    assert rejected("count_states", answer(gigabytes=18.018), "2^30")
+    assert rejected("count_states", answer(gigabytes=9.673), "second direction")
+    assert rejected("count_states", answer(gigabytes=4.8366), "4 bytes")
+    assert rejected("count_states", answer(gigabytes=2.4183), "batch of 8")
+    assert rejected("count_states", answer(gigabytes=0.8061), "24 blocks")
+    assert rejected("count_states", answer(gigabytes=0.05038), "one scan alone")
+    assert rejected("count_states", answer(gigabytes=38.69), "keep too")
+    assert rejected("count_states", answer(gigabytes=19346.2), "megabytes")
+    assert rejected("count_states", answer(gigabytes=math.nan), "gigabytes")
+    assert rejected("count_states", {"tokens": 1025}, "keys")
 
 
 def test_hostile_answers_get_one_line(rejected):
     for name in ("safe_step", "scan_step", "scan_from", "skip_and_gate", "reverse_by_flips"):
-        rejected(name, lambda *inputs: "text", "")
-        rejected(name, 3, "function")
+        assert rejected(name, lambda *inputs: "text", "")
+        assert rejected(name, 3, "function")

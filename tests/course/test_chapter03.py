@@ -19,14 +19,14 @@ def states_from_right(a, x):
 
 
 def test_then_dense_names_its_mistakes(rejected):
-    rejected("then_dense", lambda f, s: (f[0] @ s[0], s[0] @ f[1] + s[1]), "swapped", "on the right")
-    rejected("then_dense", lambda f, s: (f[0] + s[0], f[1] + s[1]), "sum of the matrices", "composes")
-    rejected("then_dense", lambda f, s: (s[0] * f[0], s[0] @ f[1] + s[1]), "single entries")
-    rejected("then_dense", lambda f, s: (s[0] @ f[0], f[0] @ s[1] + f[1]), "v has the two steps swapped")
-    rejected("then_dense", lambda f, s: (s[0] @ f[0], f[1] + s[1]), "v1 + v2", "second step's matrix")
-    rejected("then_dense", lambda f, s: (s[0] @ f[0], s[0] @ (f[1] + s[1])), "M2 to both")
-    rejected("then_dense", lambda f, s: (s[0] @ f[0], s[0] @ f[1]), "lacks v2")
-    rejected("then_dense", lambda f, s: s[0] @ f[0], "2 values (M, v)")
+    assert rejected("then_dense", lambda f, s: (f[0] @ s[0], s[0] @ f[1] + s[1]), "swapped", "on the right")
+    assert rejected("then_dense", lambda f, s: (f[0] + s[0], f[1] + s[1]), "sum of the matrices", "composes")
+    assert rejected("then_dense", lambda f, s: (s[0] * f[0], s[0] @ f[1] + s[1]), "single entries")
+    assert rejected("then_dense", lambda f, s: (s[0] @ f[0], f[0] @ s[1] + f[1]), "v has the two steps swapped")
+    assert rejected("then_dense", lambda f, s: (s[0] @ f[0], f[1] + s[1]), "v1 + v2", "second step's matrix")
+    assert rejected("then_dense", lambda f, s: (s[0] @ f[0], s[0] @ (f[1] + s[1])), "M2 to both")
+    assert rejected("then_dense", lambda f, s: (s[0] @ f[0], s[0] @ f[1]), "lacks v2")
+    assert rejected("then_dense", lambda f, s: s[0] @ f[0], "2 values (M, v)")
 
 
 def doubling_from_right(a, x, grow=lambda offset: 2 * offset):
@@ -77,15 +77,16 @@ def test_scan_from_right_names_its_mistakes(rejected):
             s[:, t] = a[:, t + 1] * s[:, t + 1] + x[:, t]
         return s
 
-    rejected("scan_from_right", states_from_left, "first token to the last")
-    rejected("scan_from_right", lambda a, x: states_from_left(a, x.flip(1)).flip(1), "only x was turned round")
-    rejected("scan_from_right", lambda a, x: states_from_left(a.flip(1), x.flip(1)), "reversed order", "axis 1")
-    rejected("scan_from_right", lambda a, x: doubling_from_right(a, x, lambda o: o + 1), "not doubled", "grows by 1")
-    rejected("scan_from_right", lambda a, x: doubling_from_right(a, x, lambda o: 99), "only one round")
-    rejected("scan_from_right", decay_already_new, "new a", "old one")
-    rejected("scan_from_right", operands_swapped, "operands are swapped")
-    rejected("scan_from_right", padded_with_zeros, "last tokens are lost", "(1, 0)")
-    rejected("scan_from_right", decay_of_the_neighbour, "a[t+1]")
+    assert rejected("scan_from_right", states_from_left, "first token to the last")
+    assert rejected("scan_from_right", lambda a, x: states_from_left(a, x.flip(1)).flip(1), "only x was turned round")
+    assert rejected("scan_from_right", lambda a, x: states_from_left(a.flip(1), x.flip(1)), "reversed order", "axis 1")
+    assert rejected("scan_from_right", lambda a, x: doubling_from_right(a, x, lambda o: o + 1), "not doubled",
+                    "grows by 1")
+    assert rejected("scan_from_right", lambda a, x: doubling_from_right(a, x, lambda o: 99), "only one round")
+    assert rejected("scan_from_right", decay_already_new, "new a", "old one")
+    assert rejected("scan_from_right", operands_swapped, "operands are swapped")
+    assert rejected("scan_from_right", padded_with_zeros, "last tokens are lost", "(1, 0)")
+    assert rejected("scan_from_right", decay_of_the_neighbour, "a[t+1]")
 
 
 def test_scan_from_right_must_leave_its_inputs_alone(rejected):
@@ -94,18 +95,18 @@ def test_scan_from_right_must_leave_its_inputs_alone(rejected):
             x[:, t] += a[:, t] * x[:, t + 1]
         return x
 
-    rejected("scan_from_right", in_place, "input x in place")
+    assert rejected("scan_from_right", in_place, "input x in place")
 
 
 def test_cost_of_ten_names_its_mistakes(rejected):
-    rejected("cost_of_ten", (3, 25, 5, 14), "reach back only 8")
-    rejected("cost_of_ten", (4, 40, 5, 14), "4 rounds of 10")
-    rejected("cost_of_ten", (4, 23, 5, 14), "last round")
-    rejected("cost_of_ten", (4, 25, 6, 14), "no arrow")
-    rejected("cost_of_ten", (4, 25, 3, 14), "only the way up")
-    rejected("cost_of_ten", (4, 25, 5, 8), "only the way up")
-    rejected("cost_of_ten", (4, 25, 5, 18), "upper limit")
-    rejected("cost_of_ten", (4, 25), "four whole numbers")
+    assert rejected("cost_of_ten", (3, 25, 5, 14), "reach back only 8")
+    assert rejected("cost_of_ten", (4, 40, 5, 14), "4 rounds of 10")
+    assert rejected("cost_of_ten", (4, 23, 5, 14), "last round")
+    assert rejected("cost_of_ten", (4, 25, 6, 14), "no arrow")
+    assert rejected("cost_of_ten", (4, 25, 3, 14), "only the way up")
+    assert rejected("cost_of_ten", (4, 25, 5, 8), "only the way up")
+    assert rejected("cost_of_ten", (4, 25, 5, 18), "upper limit")
+    assert rejected("cost_of_ten", (4, 25), "four whole numbers")
 
 
 def test_late_carry_names_its_mistakes(rejected):
@@ -120,23 +121,25 @@ def test_late_carry_names_its_mistakes(rejected):
         states[:, 0] += a[:, 0] * start
         return states
 
-    rejected("late_carry", lambda a, states, start: states, "forgotten")
-    rejected("late_carry", lambda a, states, start: states + start[:, None], "without any decay")
-    rejected("late_carry", lambda a, states, start: states + a * start[:, None], "own decay alone")
-    rejected("late_carry", lambda a, states, start: states + a[:, :1] * start[:, None], "first decay alone")
-    rejected("late_carry", lambda a, states, start: states + a.prod(1, keepdim=True) * start[:, None], "whole block")
-    rejected("late_carry", first_only, "only the first token")
-    rejected("late_carry", one_late, "one token late")
-    rejected("late_carry", lambda a, states, start: (states + start[:, None]) * a.cumprod(1), "multiplies the states")
+    assert rejected("late_carry", lambda a, states, start: states, "forgotten")
+    assert rejected("late_carry", lambda a, states, start: states + start[:, None], "without any decay")
+    assert rejected("late_carry", lambda a, states, start: states + a * start[:, None], "own decay alone")
+    assert rejected("late_carry", lambda a, states, start: states + a[:, :1] * start[:, None], "first decay alone")
+    assert rejected("late_carry", lambda a, states, start: states + a.prod(1, keepdim=True) * start[:, None],
+                    "whole block")
+    assert rejected("late_carry", first_only, "only the first token")
+    assert rejected("late_carry", one_late, "one token late")
+    assert rejected("late_carry", lambda a, states, start: (states + start[:, None]) * a.cumprod(1),
+                    "multiplies the states")
 
 
 def test_g_by_hand_names_its_mistakes(rejected):
     a, c = torch.tensor([[5.0, 0.5, -2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-    rejected("g_by_hand", tuple(states_from_right(a, c)[0].tolist()), "this uses a[t]", "a[t+1]")
-    rejected("g_by_hand", tuple(states_from_left(a, c)[0].tolist()), "forward")
-    rejected("g_by_hand", (1, 2, 3), "direct gradients c alone")
-    rejected("g_by_hand", (3, -4, -1), "order g2, g1, g0")
-    rejected("g_by_hand", (6, 5, 3), "decays are forgotten")
+    assert rejected("g_by_hand", tuple(states_from_right(a, c)[0].tolist()), "this uses a[t]", "a[t+1]")
+    assert rejected("g_by_hand", tuple(states_from_left(a, c)[0].tolist()), "forward")
+    assert rejected("g_by_hand", (1, 2, 3), "direct gradients c alone")
+    assert rejected("g_by_hand", (3, -4, -1), "order g2, g1, g0")
+    assert rejected("g_by_hand", (6, 5, 3), "decays are forgotten")
 
 
 @pytest.fixture
@@ -184,21 +187,21 @@ def test_backward_from_right_names_its_mistakes(rejected, mirrored):
         return answer
 
     name = "backward_from_right"
-    rejected(name, with_g(lambda a, c: c), "direct gradient alone")
-    rejected(name, with_g(states_from_left), "grad_x uses a[t]", "a[t-1]")
-    rejected(name, with_g(states_from_right), "runs the other way")
-    rejected(name, with_g(lambda a, c: states_from_right(a.roll(-1, 1), c)), "scan from the left")
-    rejected(name, with_grad_a(lambda a, s, c, g, after: g * s.roll(-1, 1)), "wraps round")
-    rejected(name, with_grad_a(lambda a, s, c, g, after: g * s), "grad_a uses s[t];")
-    rejected(name, with_grad_a(lambda a, s, c, g, after: c * after), "grad_a uses the direct gradient")
-    rejected(name, with_grad_a(lambda a, s, c, g, after: g), "g alone")
+    assert rejected(name, with_g(lambda a, c: c), "direct gradient alone")
+    assert rejected(name, with_g(states_from_left), "grad_x uses a[t]", "a[t-1]")
+    assert rejected(name, with_g(states_from_right), "runs the other way")
+    assert rejected(name, with_g(lambda a, c: states_from_right(a.roll(-1, 1), c)), "scan from the left")
+    assert rejected(name, with_grad_a(lambda a, s, c, g, after: g * s.roll(-1, 1)), "wraps round")
+    assert rejected(name, with_grad_a(lambda a, s, c, g, after: g * s), "grad_a uses s[t];")
+    assert rejected(name, with_grad_a(lambda a, s, c, g, after: c * after), "grad_a uses the direct gradient")
+    assert rejected(name, with_grad_a(lambda a, s, c, g, after: g), "g alone")
 
     def state_before(a, s, c, g, after):
         before = torch.zeros_like(s)
         before[:, 1:] = s[:, :-1]
         return g * before
 
-    rejected(name, with_grad_a(state_before), "s[t-1]", "scan from the left")
+    assert rejected(name, with_grad_a(state_before), "s[t-1]", "scan from the left")
 
 
 def test_grad_delta_names_its_mistakes(rejected):
@@ -209,10 +212,10 @@ def test_grad_delta_names_its_mistakes(rejected):
         return torch.einsum("blen,bln,ble->ble", g, B, u)
 
     assert grade("grad_delta", lambda *v: decay_path(*v) + input_path(*v)).status == "right"
-    rejected("grad_delta", decay_path, "through the input", "missing")
-    rejected("grad_delta", input_path, "through the decay", "missing")
-    rejected("grad_delta", lambda *v: decay_path(*v) - input_path(*v), "subtracted")
-    rejected("grad_delta", lambda *v: decay_path(*v) * input_path(*v), "multiplied")
+    assert rejected("grad_delta", decay_path, "through the input", "missing")
+    assert rejected("grad_delta", input_path, "through the decay", "missing")
+    assert rejected("grad_delta", lambda *v: decay_path(*v) - input_path(*v), "subtracted")
+    assert rejected("grad_delta", lambda *v: decay_path(*v) * input_path(*v), "multiplied")
 
     def no_exponential(g, before, u, delta, A, B):
         return torch.einsum("blen,blen,en->ble", g, before, A) + input_path(g, before, u, delta, A, B)
@@ -220,5 +223,5 @@ def test_grad_delta_names_its_mistakes(rejected):
     def delta_for_u(g, before, u, delta, A, B):
         return decay_path(g, before, u, delta, A, B) + torch.einsum("blen,bln,ble->ble", g, B, delta)
 
-    rejected("grad_delta", no_exponential, "derivative of exp")
-    rejected("grad_delta", delta_for_u, "delta where u belongs")
+    assert rejected("grad_delta", no_exponential, "derivative of exp")
+    assert rejected("grad_delta", delta_for_u, "delta where u belongs")

@@ -16,11 +16,11 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_fused_kernel.ipynb"
 
 
 def test_bytes_on_paper_names_its_mistakes(rejected):
-    rejected("bytes_on_paper", (400, 9280), "float32 has 4 bytes")
-    rejected("bytes_on_paper", (1280, 9280), "leaves out one tensor", "z is read")
-    rejected("bytes_on_paper", (1600, 7680), "inputs and y are moved as well")
-    rejected("bytes_on_paper", (1600, 5440), "written and read")
-    rejected("bytes_on_paper", 1600, "2 values")
+    assert rejected("bytes_on_paper", (400, 9280), "float32 has 4 bytes")
+    assert rejected("bytes_on_paper", (1280, 9280), "leaves out one tensor", "z is read")
+    assert rejected("bytes_on_paper", (1600, 7680), "inputs and y are moved as well")
+    assert rejected("bytes_on_paper", (1600, 5440), "written and read")
+    assert rejected("bytes_on_paper", 1600, "2 values")
 
 
 def gate(mask=lambda channel, place, l, e: channel < e, mask_store=None, first=lambda E: tl.program_id(1) * E,
@@ -46,7 +46,7 @@ def test_gate_mask_sees_a_mask_that_is_wrong_where_the_values_are_right(rejected
     y, z, out = torch.rand(3, 6), torch.rand(3, 6), torch.zeros(3, 6)
     triton.jit(flat)[(3, 2)](y, z, out, 3, 6, 4)
     torch.testing.assert_close(out, y * z * torch.sigmoid(z))
-    rejected("gate_mask", flat, "(0, 1) reads y[1, 0]", "row of another token", "channel with e")
+    assert rejected("gate_mask", flat, "(0, 1) reads y[1, 0]", "row of another token", "channel with e")
 
 
 def test_gate_mask_names_reads_and_writes_out_of_bounds(rejected):
@@ -55,18 +55,18 @@ def test_gate_mask_names_reads_and_writes_out_of_bounds(rejected):
         gate = tl.load(z + place)
         tl.store(out + place, tl.load(y + place) * gate * tl.sigmoid(gate))
 
-    rejected("gate_mask", no_mask, "program (2, 1) reads address 18 of y", "ends at 17", "out of bounds")
+    assert rejected("gate_mask", no_mask, "program (2, 1) reads address 18 of y", "ends at 17", "out of bounds")
     everywhere = gate(mask_store=lambda channel, place, l, e: channel < 8)
-    rejected("gate_mask", everywhere, "program (2, 1) writes address 18 of out", "out of bounds")
-    rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel <= e), "out of bounds")
+    assert rejected("gate_mask", everywhere, "program (2, 1) writes address 18 of out", "out of bounds")
+    assert rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel <= e), "out of bounds")
 
 
 def test_gate_mask_names_its_other_mistakes(rejected):
-    rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel < e - 1), "no program writes out[0, 5]")
-    rejected("gate_mask", gate(first=lambda E: 0), "another program", "block * E")
-    rejected("gate_mask", gate(value=lambda y, z: y * tl.sigmoid(z)), "lacks a factor z")
-    rejected("gate_mask", gate(value=lambda y, z: y * z), "lacks the sigmoid")
-    rejected("gate_mask", gate(value=lambda y, z: y * z * tl.sigmoid(y)), "exchanged")
+    assert rejected("gate_mask", gate(mask=lambda channel, place, l, e: channel < e - 1), "no program writes out[0, 5]")
+    assert rejected("gate_mask", gate(first=lambda E: 0), "another program", "block * E")
+    assert rejected("gate_mask", gate(value=lambda y, z: y * tl.sigmoid(z)), "lacks a factor z")
+    assert rejected("gate_mask", gate(value=lambda y, z: y * z), "lacks the sigmoid")
+    assert rejected("gate_mask", gate(value=lambda y, z: y * z * tl.sigmoid(y)), "exchanged")
 
     def in_place(y, z, out, l, e, E):
         tl.store(y + tl.program_id(0) * e, 0.0)
@@ -74,9 +74,9 @@ def test_gate_mask_names_its_other_mistakes(rejected):
     def with_torch(y, z, out, l, e, E):
         tl.store(out + tl.arange(0, E), torch.sigmoid(tl.arange(0, E)))
 
-    rejected("gate_mask", in_place, "writes into its input y", "belongs in out")
-    rejected("gate_mask", with_torch, "no torch", "inside a kernel")
-    rejected("gate_mask", 3.0, "should be a kernel")
+    assert rejected("gate_mask", in_place, "writes into its input y", "belongs in out")
+    assert rejected("gate_mask", with_torch, "no torch", "inside a kernel")
+    assert rejected("gate_mask", 3.0, "should be a kernel")
 
 
 def test_forward_step_names_its_mistakes(rejected):
@@ -88,21 +88,21 @@ def test_forward_step_names_its_mistakes(rejected):
         return forward_step
 
     assert grade("forward_step", step()).status == "right"
-    rejected("forward_step", step(decay=lambda d, A: tl.exp(A)), "decay lacks the step")
-    rejected("forward_step", step(decay=lambda d, A: d[:, None] * A), "without the exponential")
-    rejected("forward_step", step(x=lambda u, d: u), "d u B, not u B")
-    rejected("forward_step", step(y=lambda old, s, B, C: old * C[None, :]), "old state")
-    rejected("forward_step", step(y=lambda old, s, B, C: s), "y lacks C")
-    rejected("forward_step", step(y=lambda old, s, B, C: s * B[None, :]), "uses B where C")
-    rejected("forward_step", lambda s, u, d, A, B, C: s, "2 values (s, y)")
+    assert rejected("forward_step", step(decay=lambda d, A: tl.exp(A)), "decay lacks the step")
+    assert rejected("forward_step", step(decay=lambda d, A: d[:, None] * A), "without the exponential")
+    assert rejected("forward_step", step(x=lambda u, d: u), "d u B, not u B")
+    assert rejected("forward_step", step(y=lambda old, s, B, C: old * C[None, :]), "old state")
+    assert rejected("forward_step", step(y=lambda old, s, B, C: s), "y lacks C")
+    assert rejected("forward_step", step(y=lambda old, s, B, C: s * B[None, :]), "uses B where C")
+    assert rejected("forward_step", lambda s, u, d, A, B, C: s, "2 values (s, y)")
 
 
 def test_kept_and_recomputed_names_its_mistakes(rejected):
-    rejected("kept_and_recomputed", (1536, 96, 18), "bytes")
-    rejected("kept_and_recomputed", (384, 128, 18), "4 chunks")
-    rejected("kept_and_recomputed", (384, 96, 66), "starts at token 0")
-    rejected("kept_and_recomputed", (384, 96, 30), "one step less")
-    rejected("kept_and_recomputed", (384, 96, 12), "once")
+    assert rejected("kept_and_recomputed", (1536, 96, 18), "bytes")
+    assert rejected("kept_and_recomputed", (384, 128, 18), "4 chunks")
+    assert rejected("kept_and_recomputed", (384, 96, 66), "starts at token 0")
+    assert rejected("kept_and_recomputed", (384, 96, 30), "one step less")
+    assert rejected("kept_and_recomputed", (384, 96, 12), "once")
 
 
 def back(carry=lambda a, g, c: a * g, mask=lambda channel, e: channel < e, token=lambda l, i: l - 1 - i):
@@ -134,15 +134,15 @@ def test_gradient_kernel_sees_a_read_behind_the_end(rejected):
     buffer, c, g = torch.rand(36).double(), torch.rand(5, 6).double(), torch.zeros(5, 6).double()
     triton.jit(next_decay)[(2,)](buffer[:30].view(5, 6), c, g, 5, 6, 4)
     torch.testing.assert_close(g[3], c[3] + buffer[24:30] * c[4])
-    rejected("gradient_kernel", next_decay, "reads address 30 of a", "token l, which does not exist", "h = a g")
+    assert rejected("gradient_kernel", next_decay, "reads address 30 of a", "token l, which does not exist", "h = a g")
 
 
 def test_gradient_kernel_names_its_mistakes(rejected):
     assert grade("gradient_kernel", back()).status == "right"
-    rejected("gradient_kernel", back(carry=lambda a, g, c: 0 * g), "carry from the later tokens is forgotten")
-    rejected("gradient_kernel", back(carry=lambda a, g, c: g), "not multiplied by the decay")
-    rejected("gradient_kernel", back(carry=lambda a, g, c: a * c), "only the direct gradient")
-    rejected("gradient_kernel", back(mask=lambda channel, e: channel < e + 1), "reads", "out of bounds")
+    assert rejected("gradient_kernel", back(carry=lambda a, g, c: 0 * g), "carry from the later tokens is forgotten")
+    assert rejected("gradient_kernel", back(carry=lambda a, g, c: g), "not multiplied by the decay")
+    assert rejected("gradient_kernel", back(carry=lambda a, g, c: a * c), "only the direct gradient")
+    assert rejected("gradient_kernel", back(mask=lambda channel, e: channel < e + 1), "reads", "out of bounds")
 
     def neighbours(a, c, g, l, e, E):
         channel = tl.program_id(0) * E + tl.arange(0, E)
@@ -154,7 +154,7 @@ def test_gradient_kernel_names_its_mistakes(rejected):
             tl.store(g + place, g_t, mask=channel < e)
             h = tl.load(a + place, mask=inside, other=0) * g_t
 
-    rejected("gradient_kernel", neighbours, "program (1,) reads", "of another program")
+    assert rejected("gradient_kernel", neighbours, "program (1,) reads", "of another program")
 
     def own_decay(a, c, g, l, e, E):
         channel = tl.program_id(0) * E + tl.arange(0, E)
@@ -165,7 +165,7 @@ def test_gradient_kernel_names_its_mistakes(rejected):
             g_t = tl.load(c + place, mask=channel < e, other=0) + a_t * g_t
             tl.store(g + place, g_t, mask=channel < e)
 
-    rejected("gradient_kernel", own_decay, "token's own a[t]")
+    assert rejected("gradient_kernel", own_decay, "token's own a[t]")
 
     def from_left(a, c, g, l, e, E):
         channel = tl.program_id(0) * E + tl.arange(0, E)
@@ -175,8 +175,8 @@ def test_gradient_kernel_names_its_mistakes(rejected):
             g_t = tl.load(c + t * e + channel, mask=channel < e, other=0) + a_t * g_t
             tl.store(g + t * e + channel, g_t, mask=channel < e)
 
-    rejected("gradient_kernel", from_left, "walked from the first token")
-    rejected("gradient_kernel", lambda a, c, g, l, e, E: tl.store(g + tl.arange(0, 3), 0.0), "power of two")
+    assert rejected("gradient_kernel", from_left, "walked from the first token")
+    assert rejected("gradient_kernel", lambda a, c, g, l, e, E: tl.store(g + tl.arange(0, 3), 0.0), "power of two")
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
@@ -187,7 +187,7 @@ def test_gradient_kernel_names_its_mistakes(rejected):
     (lambda k, l, m, r: list(range(k * m, k * m + m)), ("token 10", "out of bounds")),
 ])
 def test_chunk_tokens_names_its_mistakes(rejected, wrong, words):
-    rejected("chunk_tokens", wrong, *words)
+    assert rejected("chunk_tokens", wrong, *words)
 
 
 def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lambda g, x: g * x[:, None]):
@@ -207,17 +207,18 @@ def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lam
 
 def test_share_kernel_names_its_mistakes(rejected):
     assert grade("share_kernel", share()).status == "right"
-    rejected("share_kernel", share(other=None), "NaN", "other=0")
-    rejected("share_kernel", share(where=lambda block, l, t: t), "both write shares[0, 0, 0]", "place of its own")
-    rejected("share_kernel", share(mask=False), "out of bounds")
-    rejected("share_kernel", share(value=lambda g, x: g), "lack the factor x")
-    rejected("share_kernel", share(where=lambda block, l, t: (1 - block) * l + t), "exchanged")
-    rejected("share_kernel", share(where=lambda block, l, t: block * l), "no program writes shares[0, 1, 0]")
+    assert rejected("share_kernel", share(other=None), "NaN", "other=0")
+    assert rejected("share_kernel", share(where=lambda block, l, t: t), "both write shares[0, 0, 0]",
+                    "place of its own")
+    assert rejected("share_kernel", share(mask=False), "out of bounds")
+    assert rejected("share_kernel", share(value=lambda g, x: g), "lack the factor x")
+    assert rejected("share_kernel", share(where=lambda block, l, t: (1 - block) * l + t), "exchanged")
+    assert rejected("share_kernel", share(where=lambda block, l, t: block * l), "no program writes shares[0, 1, 0]")
 
     def atomic(g, x, shares, l, e, n, E):
         tl.atomic_add(shares, 0.0)
 
-    rejected("share_kernel", atomic, "no tl.atomic_add")
+    assert rejected("share_kernel", atomic, "no tl.atomic_add")
 
 
 def test_the_stand_in_stops_at_the_end_of_the_memory():

@@ -14,15 +14,15 @@ def counts(**changes):
 
 
 def test_patch_reach_names_its_mistakes(rejected):
-    rejected("patch_reach", counts(forward=9), "'forward'", "itself")
-    rejected("patch_reach", counts(forward=5), "counted from 0")
-    rejected("patch_reach", counts(forward=7, backward=10), "forward", "before")
-    rejected("patch_reach", counts(backward=6), "'backward'", "itself")
-    rejected("patch_reach", counts(both=17), "twice")
-    rejected("patch_reach", counts(two_forward=16), "does not help")
-    rejected("patch_reach", counts(two_forward=20), "twice as far")
-    rejected("patch_reach", counts(both=None), "'both'", "None")
-    rejected("patch_reach", (10, 7, 16, 10), "keep the dict")
+    assert rejected("patch_reach", counts(forward=9), "'forward'", "itself")
+    assert rejected("patch_reach", counts(forward=5), "counted from 0")
+    assert rejected("patch_reach", counts(forward=7, backward=10), "forward", "before")
+    assert rejected("patch_reach", counts(backward=6), "'backward'", "itself")
+    assert rejected("patch_reach", counts(both=17), "twice")
+    assert rejected("patch_reach", counts(two_forward=16), "does not help")
+    assert rejected("patch_reach", counts(two_forward=20), "twice as far")
+    assert rejected("patch_reach", counts(both=None), "'both'", "None")
+    assert rejected("patch_reach", (10, 7, 16, 10), "keep the dict")
 
 
 @pytest.mark.parametrize(("wrong", "word"), [
@@ -38,11 +38,11 @@ def test_patch_reach_names_its_mistakes(rejected):
     (lambda x, w, eps=1e-5: x * w / (x.pow(2).mean() + eps).sqrt(), "each token has its own"),
 ])
 def test_rms_norm_names_its_mistakes(rejected, wrong, word):
-    rejected("rms_norm", wrong, word)
+    assert rejected("rms_norm", wrong, word)
 
 
 def test_rms_norm_wants_gradients(rejected):
-    rejected("rms_norm", lambda x, w, eps=1e-5: w * x / (x.detach().pow(2).mean(-1, True) + eps).sqrt(), "dx")
+    assert rejected("rms_norm", lambda x, w, eps=1e-5: w * x / (x.detach().pow(2).mean(-1, True) + eps).sqrt(), "dx")
     right = grade("rms_norm", lambda x, w, eps=1e-5: nn.functional.rms_norm(x, w.shape, w, eps))
     assert right.status == "right", right.message
 
@@ -65,13 +65,13 @@ def library_convolution(x, weight, bias, left, right):
     (lambda x, w, b: library_convolution(x, w, b, 3, 3), "shape"),
 ])
 def test_causal_conv_names_its_mistakes(rejected, wrong, word):
-    rejected("causal_conv", wrong, word)
+    assert rejected("causal_conv", wrong, word)
 
 
 def test_causal_conv_takes_the_library_and_wants_gradients(rejected):
     right = grade("causal_conv", lambda x, w, b: library_convolution(x, w, b, 3, 0))
     assert right.status == "right", right.message
-    rejected("causal_conv", lambda x, w, b: library_convolution(x, w.detach(), b, 3, 0), "dweight")
+    assert rejected("causal_conv", lambda x, w, b: library_convolution(x, w.detach(), b, 3, 0), "dweight")
 
 
 def maps(order="dBC", step=lambda low, weight, bias: F.softplus(low @ weight.T + bias)):
@@ -100,7 +100,7 @@ def maps(order="dBC", step=lambda low, weight, bias: F.softplus(low @ weight.T +
     (lambda u, x_weight, dt_weight, dt_bias: maps()(u, x_weight, dt_weight, dt_bias.detach()), "ddt_bias"),
 ])
 def test_token_maps_names_its_mistakes(rejected, wrong, word):
-    rejected("token_maps", wrong, word)
+    assert rejected("token_maps", wrong, word)
 
 
 @pytest.mark.parametrize(("wrong", "word"), [
@@ -115,7 +115,7 @@ def test_token_maps_names_its_mistakes(rejected, wrong, word):
     (lambda step: torch.log(torch.exp(step.double()) - 1), "dtype"),
 ])
 def test_bias_for_step_names_its_mistakes(rejected, wrong, word):
-    rejected("bias_for_step", wrong, word)
+    assert rejected("bias_for_step", wrong, word)
 
 
 @pytest.mark.parametrize(("wrong", "word"), [
@@ -132,7 +132,7 @@ def test_bias_for_step_names_its_mistakes(rejected, wrong, word):
     (lambda f, b, x, z: 0.5 * (f(x, z) + b(x.flip(-1), z.flip(-1)).flip(-1)), "channels are flipped"),
 ])
 def test_both_directions_names_its_mistakes(rejected, wrong, word):
-    rejected("both_directions", wrong, word)
+    assert rejected("both_directions", wrong, word)
 
 
 def layer(**changes):
@@ -156,4 +156,4 @@ def layer(**changes):
     (layer(layer=None), "still None"),
 ])
 def test_small_layer_names_its_mistakes(rejected, wrong, word):
-    rejected("small_layer", wrong, word)
+    assert rejected("small_layer", wrong, word)

@@ -36,7 +36,7 @@ def turned_patches(images, p):
     (lambda images, p: F.unfold(images, p, stride=p), "last two"),
 ])
 def test_patchify_names_its_mistakes(rejected, wrong, word):
-    rejected("patchify", wrong, word)
+    assert rejected("patchify", wrong, word)
 
 
 def test_patchify_takes_the_loop():
@@ -47,15 +47,15 @@ def test_patchify_takes_the_loop():
 
 
 def test_patch_counts_names_its_mistakes(rejected):
-    rejected("patch_counts", (47 * 47, 1040, 4108), "738", "rounded up")
-    rejected("patch_counts", (2116, 27 * 40, 4108), "427 × 640, stride 16", "rounded up")
-    rejected("patch_counts", (2117, 1041, 4109), "class token")
-    rejected("patch_counts", (45 * 45, 25 * 39, 51 * 78), "first patch")
-    rejected("patch_counts", (2116, 1040, 53 * 80), "stride 8", "take 16 off")
-    rejected("patch_counts", (2116, 1040, 1040), "stride is 8")
-    rejected("patch_counts", (46, 26, 52), "multiply")
-    rejected("patch_counts", (2116, 40, 4108), "columns alone")
-    rejected("patch_counts", 2116, "three numbers")
+    assert rejected("patch_counts", (47 * 47, 1040, 4108), "738", "rounded up")
+    assert rejected("patch_counts", (2116, 27 * 40, 4108), "427 × 640, stride 16", "rounded up")
+    assert rejected("patch_counts", (2117, 1041, 4109), "class token")
+    assert rejected("patch_counts", (45 * 45, 25 * 39, 51 * 78), "first patch")
+    assert rejected("patch_counts", (2116, 1040, 53 * 80), "stride 8", "take 16 off")
+    assert rejected("patch_counts", (2116, 1040, 1040), "stride is 8")
+    assert rejected("patch_counts", (46, 26, 52), "multiply")
+    assert rejected("patch_counts", (2116, 40, 4108), "columns alone")
+    assert rejected("patch_counts", 2116, "three numbers")
 
 
 def inserted(place):
@@ -76,7 +76,7 @@ def inserted(place):
     (lambda patches, class_token: torch.cat([patches[:, :3], class_token, patches[:, 3:]], dim=1), "stops with"),
 ])
 def test_insert_class_token_names_its_mistakes(rejected, wrong, word):
-    rejected("insert_class_token", wrong, word)
+    assert rejected("insert_class_token", wrong, word)
 
 
 def test_insert_class_token_sees_an_overwritten_patch(rejected):
@@ -85,16 +85,16 @@ def test_insert_class_token_sees_an_overwritten_patch(rejected):
         patches[:, patches.shape[1] // 2] = class_token[0]
         return patches
 
-    rejected("insert_class_token", overwrites, "overwrites")
+    assert rejected("insert_class_token", overwrites, "overwrites")
 
 
 def test_position_rows_names_its_mistakes(rejected):
-    rejected("position_rows", (1, 0, 99, 196), "stands first")
-    rejected("position_rows", (0, 98, 98, 195), "after the class token")
-    rejected("position_rows", (0, 99, 98, 196), "196 // 2")
-    rejected("position_rows", (0, 196, 98, 195), "not at the end")
-    rejected("position_rows", (1, 99, 100, 197), "from 0")
-    rejected("position_rows", (0, 98, 7, 196), "column-major")
+    assert rejected("position_rows", (1, 0, 99, 196), "stands first")
+    assert rejected("position_rows", (0, 98, 98, 195), "after the class token")
+    assert rejected("position_rows", (0, 99, 98, 196), "196 // 2")
+    assert rejected("position_rows", (0, 196, 98, 195), "not at the end")
+    assert rejected("position_rows", (1, 99, 100, 197), "from 0")
+    assert rejected("position_rows", (0, 98, 7, 196), "column-major")
 
 
 @pytest.mark.parametrize(("wrong", "word"), [
@@ -108,7 +108,7 @@ def test_position_rows_names_its_mistakes(rejected):
     (lambda rate, depth: [rate] if depth == 1 else torch.linspace(0, rate, depth).tolist(), "drops nothing"),
 ])
 def test_drop_rates_names_its_mistakes(rejected, wrong, word):
-    rejected("drop_rates", wrong, word)
+    assert rejected("drop_rates", wrong, word)
 
 
 def test_drop_rates_takes_a_tensor():
@@ -142,7 +142,7 @@ def total(directions=2, shared=1, inner=2, bias_in=0, bias_dt=1, rank=math.ceil,
     (total(extra_row=1), "already counts"),
 ])
 def test_network_parameters_names_its_mistakes(rejected, wrong, word):
-    rejected("network_parameters", wrong, word)
+    assert rejected("network_parameters", wrong, word)
 
 
 def test_network_parameters_of_the_released_network():
@@ -212,7 +212,7 @@ def fills_columns_first(rows, old_grid, new_grid):
     (fills_columns_first, "column by column"),
 ])
 def test_resize_positions_names_its_mistakes(rejected, wrong, word):
-    rejected("resize_positions", wrong, word)
+    assert rejected("resize_positions", wrong, word)
 
 
 def test_resize_positions_takes_another_way_of_writing_it():

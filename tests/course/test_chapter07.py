@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def test_smooth_cross_entropy(rejected):
-    rejected("smooth_cross_entropy", lambda x, y, s: F.cross_entropy(x, y), "smoothing plays no part")
+    assert rejected("smooth_cross_entropy", lambda x, y, s: F.cross_entropy(x, y), "smoothing plays no part")
 
     def others_only(logits, labels, smoothing):
         c = logits.shape[1]
@@ -15,13 +15,14 @@ def test_smooth_cross_entropy(rejected):
         target[torch.arange(len(labels)), labels] = 1 - smoothing
         return -(target * logits.log_softmax(1)).sum(1).mean()
 
-    rejected("smooth_cross_entropy", others_only, "true one included")
-    rejected("smooth_cross_entropy", lambda x, y, s: F.cross_entropy(x, y, label_smoothing=s, reduction="sum"), "mean")
+    assert rejected("smooth_cross_entropy", others_only, "true one included")
+    assert rejected("smooth_cross_entropy", lambda x, y, s: F.cross_entropy(x, y, label_smoothing=s, reduction="sum"),
+                    "mean")
 
     def cut(logits, labels, smoothing):
         return F.cross_entropy(logits.detach().requires_grad_(), labels, label_smoothing=smoothing)
 
-    rejected("smooth_cross_entropy", cut, "dlogits")
+    assert rejected("smooth_cross_entropy", cut, "dlogits")
 
 
 def adam(w, g, m, v, t, lr, decay, *, corrected=True, coupled=False, decays=True):
@@ -33,10 +34,10 @@ def adam(w, g, m, v, t, lr, decay, *, corrected=True, coupled=False, decays=True
 
 
 def test_adamw_step(rejected):
-    rejected("adamw_step", lambda *x: adam(*x, corrected=False), "starting at 0")
-    rejected("adamw_step", lambda *x: adam(*x, coupled=True), "decoupled")
-    rejected("adamw_step", lambda *x: adam(*x, decays=False), "does not decay")
-    rejected("adamw_step", lambda *x: adam(*x)[0], "3 values")
+    assert rejected("adamw_step", lambda *x: adam(*x, corrected=False), "starting at 0")
+    assert rejected("adamw_step", lambda *x: adam(*x, coupled=True), "decoupled")
+    assert rejected("adamw_step", lambda *x: adam(*x, decays=False), "does not decay")
+    assert rejected("adamw_step", lambda *x: adam(*x)[0], "3 values")
 
     def small_number(inside):
         def step(w, g, m, v, t, lr, decay):
@@ -45,12 +46,12 @@ def test_adamw_step(rejected):
             return w * (1 - lr * decay) - lr * a / ((b + 1e-8).sqrt() if inside else b.sqrt()), m, v
         return step
 
-    rejected("adamw_step", small_number(False), "1e-8", "missing")
+    assert rejected("adamw_step", small_number(False), "1e-8", "missing")
 
 
 def test_decayed(rejected):
-    rejected("decayed", "pos_embed", "list")
-    rejected("decayed", "D", "one dimension")
+    assert rejected("decayed", "pos_embed", "list")
+    assert rejected("decayed", "D", "one dimension")
 
 
 def rate(epoch, epochs, warmup, lr, low, start, delay=0, after=0, first=0, late_line=True, floor=0):
@@ -61,33 +62,33 @@ def rate(epoch, epochs, warmup, lr, low, start, delay=0, after=0, first=0, late_
 
 
 def test_learning_rate(rejected):
-    rejected("learning_rate", lambda *x: rate(*x, after=5), "counts from epoch 0")
-    rejected("learning_rate", lambda *x: rate(*x, first=1), "runs at warmup_lr")
+    assert rejected("learning_rate", lambda *x: rate(*x, after=5), "counts from epoch 0")
+    assert rejected("learning_rate", lambda *x: rate(*x, first=1), "runs at warmup_lr")
 
     def no_floor(epoch, epochs, warmup, lr, low, start, delay):
         return rate(epoch, epochs, warmup, lr, low if epoch < warmup else 0, start, delay)
 
-    rejected("learning_rate", no_floor, "min_lr")
+    assert rejected("learning_rate", no_floor, "min_lr")
 
     def one_more(epoch, epochs, warmup, lr, low, start, delay):
         if epoch <= warmup:
             return start + epoch * (lr - start) / warmup
         return rate(epoch, epochs, warmup, lr, low, start, delay)
 
-    rejected("learning_rate", one_more, "epoch < warmup")
-    rejected("learning_rate", lambda e, n, *x: rate(e, n if e < 5 else n - 1, *x), "one epoch earlier")
+    assert rejected("learning_rate", one_more, "epoch < warmup")
+    assert rejected("learning_rate", lambda e, n, *x: rate(e, n if e < 5 else n - 1, *x), "one epoch earlier")
 
 
 def test_delay_of_the_learning_rate(rejected):
-    rejected("learning_rate", lambda *x: rate(*x[:-1]), "delay plays no part")
-    rejected("learning_rate", lambda *x: rate(*x[:-1], -x[-1]), "epoch - delay")
-    rejected("learning_rate", lambda *x: rate(*x, floor=-99), "below 0 counts as 0")
-    rejected("learning_rate", lambda *x: rate(*x, late_line=False), "where the warm-up ends")
+    assert rejected("learning_rate", lambda *x: rate(*x[:-1]), "delay plays no part")
+    assert rejected("learning_rate", lambda *x: rate(*x[:-1], -x[-1]), "epoch - delay")
+    assert rejected("learning_rate", lambda *x: rate(*x, floor=-99), "below 0 counts as 0")
+    assert rejected("learning_rate", lambda *x: rate(*x, late_line=False), "where the warm-up ends")
 
     def cosine_alone(epoch, epochs, warmup, lr, low, start, delay):
         return rate(epoch, epochs, warmup, lr, low, start, delay if epoch >= warmup + delay else 0)
 
-    rejected("learning_rate", cosine_alone, "delay plays no part")
+    assert rejected("learning_rate", cosine_alone, "delay plays no part")
 
 
 def targets_of(labels, box, size, classes, smoothing, *, limited=True, share_of="first", partner="reversed"):
@@ -103,26 +104,26 @@ def targets_of(labels, box, size, classes, smoothing, *, limited=True, share_of=
 
 
 def test_cutmix_targets(rejected):
-    rejected("cutmix_targets", lambda *x: targets_of(*x, limited=False), "not limited")
-    rejected("cutmix_targets", lambda *x: targets_of(*x, share_of="second"), "exchanged")
-    rejected("cutmix_targets", lambda *x: targets_of(*x, partner="next"), "reverse order", "next")
-    rejected("cutmix_targets", lambda *x: targets_of(*x[:-1], 0.0), "smoothing plays no part")
+    assert rejected("cutmix_targets", lambda *x: targets_of(*x, limited=False), "not limited")
+    assert rejected("cutmix_targets", lambda *x: targets_of(*x, share_of="second"), "exchanged")
+    assert rejected("cutmix_targets", lambda *x: targets_of(*x, partner="next"), "reverse order", "next")
+    assert rejected("cutmix_targets", lambda *x: targets_of(*x[:-1], 0.0), "smoothing plays no part")
 
     def one_wider(labels, box, size, classes, smoothing):
         return targets_of(labels, (box[0], box[1] + 1, box[2], box[3] + 1), size, classes, smoothing)
 
-    rejected("cutmix_targets", one_wider, "ends", "not part")
+    assert rejected("cutmix_targets", one_wider, "ends", "not part")
 
     def single(labels, *rest):
         return targets_of(labels, *rest).float()
 
-    rejected("cutmix_targets", single, "float32")
+    assert rejected("cutmix_targets", single, "float32")
 
 
 def test_repeated_epoch(rejected):
-    rejected("repeated_epoch", (3753, 1281024), "does not grow")
-    rejected("repeated_epoch", (1251, 1281024), "third of the places")
-    rejected("repeated_epoch", (1251, 427055), "not of all images")
-    rejected("repeated_epoch", (1252, 427008), "round down")
-    rejected("repeated_epoch", (417, 427008), "twice")
-    rejected("repeated_epoch", (427008, 1251), "exchanged")
+    assert rejected("repeated_epoch", (3753, 1281024), "does not grow")
+    assert rejected("repeated_epoch", (1251, 1281024), "third of the places")
+    assert rejected("repeated_epoch", (1251, 427055), "not of all images")
+    assert rejected("repeated_epoch", (1252, 427008), "round down")
+    assert rejected("repeated_epoch", (417, 427008), "twice")
+    assert rejected("repeated_epoch", (427008, 1251), "exchanged")

@@ -24,11 +24,11 @@ THREE = {"M[2, 0]": 3.0, "M[2, 2]": 90.0, "M[0, 2]": 0.0}
     ("M[0, 2]", None, ["still None"]),
 ])
 def test_three_entries(rejected, key, value, words):
-    rejected("three_entries", THREE | {key: value}, *words)
+    assert rejected("three_entries", THREE | {key: value}, *words)
 
 
 def test_three_entries_keeps_the_dict(rejected):
-    rejected("three_entries", (3, 90, 0), "keep the dict")
+    assert rejected("three_entries", (3, 90, 0), "keep the dict")
 
 
 def entries(d, A, B, C, *, own=0, step="key", upper=False, swap=False):
@@ -60,7 +60,7 @@ def test_all_matrices_takes_loops():
     (lambda *x: entries(*x).mean(0), "mean over the channels"),
 ])
 def test_all_matrices(rejected, wrong, word):
-    rejected("all_matrices", wrong, word)
+    assert rejected("all_matrices", wrong, word)
 
 
 def test_all_matrices_stays_finite_for_long_steps(rejected):
@@ -73,8 +73,8 @@ def test_all_matrices_stays_finite_for_long_steps(rejected):
         decay = torch.exp((S[:, None] - S[None])[..., None] * A)
         return torch.einsum("tjen,tn,jn,je->etj", decay, C, B, d) * torch.ones(len(d), len(d)).tril()
 
-    rejected("all_matrices", ratio, "not finite", "one exp")
-    rejected("all_matrices", cut_too_late, "not finite", "above the diagonal")
+    assert rejected("all_matrices", ratio, "not finite", "one exp")
+    assert rejected("all_matrices", cut_too_late, "not finite", "above the diagonal")
 
 
 @pytest.mark.parametrize(("wrong", "word"), [
@@ -87,7 +87,7 @@ def test_all_matrices_stays_finite_for_long_steps(rejected):
     (lambda hidden, d, A, B, C: hidden(d, A, B.flip(0), C.flip(0)).flip(1, 2), "steps are not flipped"),
 ])
 def test_backward_matrix(rejected, wrong, word):
-    rejected("backward_matrix", wrong, word)
+    assert rejected("backward_matrix", wrong, word)
 
 
 def dropping(place, by_column=False):
@@ -108,7 +108,7 @@ def dropping(place, by_column=False):
     (dropping(lambda M: M // 2, by_column=True), "column by column"),
 ])
 def test_to_picture(rejected, wrong, word):
-    rejected("to_picture", wrong, word)
+    assert rejected("to_picture", wrong, word)
 
 
 def rolled(matrices, query, *, one=True, clamp=True, scale=-1, floor=1e-12, empty=0.0, turned=False,
@@ -140,7 +140,7 @@ def test_roll_out_takes_whole_matrices():
     ({"part": "all"}, "whole product"),
 ])
 def test_roll_out(rejected, knobs, word):
-    rejected("roll_out", lambda matrices, query: rolled(matrices, query, **knobs), word)
+    assert rejected("roll_out", lambda matrices, query: rolled(matrices, query, **knobs), word)
 
 
 def deleting(order=lambda r: r.flatten().argsort(descending=True), *, keep=True, by_column=False, cut=slice(None)):
@@ -167,7 +167,7 @@ def deleting(order=lambda r: r.flatten().argsort(descending=True), *, keep=True,
     (deleting(cut=slice(None, -1)), "one patch early"),
 ])
 def test_deletion(rejected, wrong, word):
-    rejected("deletion", wrong, word)
+    assert rejected("deletion", wrong, word)
 
 
 def test_deletion_leaves_the_image_whole(rejected):
@@ -175,7 +175,7 @@ def test_deletion_leaves_the_image_whole(rejected):
         image[:, :p, :p] = 0
         return torch.stack([score(image)])
 
-    rejected("deletion", in_place, "in place")
+    assert rejected("deletion", in_place, "in place")
 
 
 def test_the_sliders_redraw():

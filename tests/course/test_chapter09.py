@@ -11,20 +11,20 @@ from vimlearn.course.speed import bars, dots, over_sizes
 
 
 def test_implied_memory(rejected):
-    rejected("implied_memory", 11.14 / 0.868, "left after")
-    rejected("implied_memory", 11.14 * 1.868, "more than 11.14")
-    rejected("implied_memory", 11.14 * 0.132, "13.2 % of 11.14")
-    rejected("implied_memory", 82.0, "close")
+    assert rejected("implied_memory", 11.14 / 0.868, "left after")
+    assert rejected("implied_memory", 11.14 * 1.868, "more than 11.14")
+    assert rejected("implied_memory", 11.14 * 0.132, "13.2 % of 11.14")
+    assert rejected("implied_memory", 82.0, "close")
 
 
 def test_layer_multiply_adds(rejected):
-    rejected("layer_multiply_adds", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
-    rejected("layer_multiply_adds", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
-    rejected("layer_multiply_adds", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
-    rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
-    rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, 2 * l * d), "l^2 pairs")
-    rejected("layer_multiply_adds", lambda l, d: (2 * l * l * d, 12 * l * d * d), "exchanged")
-    rejected("layer_multiply_adds", lambda l, d: 12 * l * d * d + 2 * l * l * d, "2 values")
+    assert rejected("layer_multiply_adds", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
+    assert rejected("layer_multiply_adds", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
+    assert rejected("layer_multiply_adds", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
+    assert rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
+    assert rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, 2 * l * d), "l^2 pairs")
+    assert rejected("layer_multiply_adds", lambda l, d: (2 * l * l * d, 12 * l * d * d), "exchanged")
+    assert rejected("layer_multiply_adds", lambda l, d: 12 * l * d * d + 2 * l * l * d, "2 values")
 
 
 def tile(m, s, o, scores, values, *, remembers=True, rescales_sum=True, rescales_output=True, shifted=True,
@@ -41,49 +41,52 @@ def tile(m, s, o, scores, values, *, remembers=True, rescales_sum=True, rescales
 
 
 def test_add_tile(rejected):
-    rejected("add_tile", lambda *x: tile(*x, remembers=False), "forgotten")
-    rejected("add_tile", lambda *x: tile(*x, rescales_sum=False), "old sum", "multiply")
-    rejected("add_tile", lambda *x: tile(*x, rescales_output=False), "old o", "multiply")
-    rejected("add_tile", lambda *x: tile(*x, shifted=False), "not taken away")
-    rejected("add_tile", lambda *x: tile(*x, divided=True), "do not divide yet")
-    rejected("add_tile", lambda *x: tile(*x)[2], "3 values")
+    assert rejected("add_tile", lambda *x: tile(*x, remembers=False), "forgotten")
+    assert rejected("add_tile", lambda *x: tile(*x, rescales_sum=False), "old sum", "multiply")
+    assert rejected("add_tile", lambda *x: tile(*x, rescales_output=False), "old o", "multiply")
+    assert rejected("add_tile", lambda *x: tile(*x, shifted=False), "not taken away")
+    assert rejected("add_tile", lambda *x: tile(*x, divided=True), "do not divide yet")
+    assert rejected("add_tile", lambda *x: tile(*x)[2], "3 values")
 
     def not_from_the_start(m, s, o, scores, values):
         return tile(m.clamp(min=0), s, o, scores, values) if m.isinf().any() else tile(m, s, o, scores, values)
 
-    rejected("add_tile", not_from_the_start, "m is")
+    assert rejected("add_tile", not_from_the_start, "m is")
 
     def exponentials_first(m, s, o, scores, values):
         largest = torch.maximum(m, scores.max(1).values)
         kept, weights = m.exp() / largest.exp(), scores.exp() / largest.exp()[:, None]
         return largest, kept * s + weights.sum(1), kept[:, None] * o + weights @ values
 
-    rejected("add_tile", exponentials_first, "before exp", "exceeds 1")
+    assert rejected("add_tile", exponentials_first, "before exp", "exceeds 1")
 
 
 def test_fair_ratio(rejected):
-    rejected("fair_ratio", lambda a, b: statistics.median(a) / statistics.median(b), "two medians")
-    rejected("fair_ratio", lambda a, b: sum(x / y for x, y in zip(a, b)) / len(a), "mean of the ratios")  # noqa: B905
-    rejected("fair_ratio", lambda a, b: statistics.median(y / x for x, y in zip(a, b)), "upside down")  # noqa: B905
-    rejected("fair_ratio", lambda a, b: sorted(a)[0] / sorted(b)[0], "fastest")
+    assert rejected("fair_ratio", lambda a, b: statistics.median(a) / statistics.median(b), "two medians")
+    assert rejected("fair_ratio", lambda a, b: sum(x / y for x, y in zip(a, b, strict=True)) / len(a),
+                    "mean of the ratios")
+    assert rejected("fair_ratio", lambda a, b: statistics.median(y / x for x, y in zip(a, b, strict=True)),
+                    "upside down")
+    assert rejected("fair_ratio", lambda a, b: sorted(a)[0] / sorted(b)[0], "fastest")
 
     def ratios(a, b):
         return [x / y for x, y in zip(a, b, strict=True)]
 
-    rejected("fair_ratio", lambda a, b: sorted(ratios(a, b))[len(a) // 2], "even number", "larger")
-    rejected("fair_ratio", lambda a, b: statistics.median_low(ratios(a, b)), "even number", "smaller")
+    assert rejected("fair_ratio", lambda a, b: sorted(ratios(a, b))[len(a) // 2], "even number", "larger")
+    assert rejected("fair_ratio", lambda a, b: statistics.median_low(ratios(a, b)), "even number", "smaller")
 
 
 def test_crossing(rejected):
-    rejected("crossing", lambda low, high, p, q: low + (high - low) * (1 - p) / (q - p), "logarithm of both")
-    rejected("crossing", lambda low, high, p, q: low * (high / low) ** ((1 - p) / (q - p)), "ratios", "logarithm too")
-    rejected("crossing", lambda low, high, p, q: low + (high - low) * math.log(1 / p) / math.log(q / p), "sizes")
-    rejected("crossing", lambda low, high, p, q: math.log(1 / p) / math.log(q / p), "share of the way")
+    assert rejected("crossing", lambda low, high, p, q: low + (high - low) * (1 - p) / (q - p), "logarithm of both")
+    assert rejected("crossing", lambda low, high, p, q: low * (high / low) ** ((1 - p) / (q - p)), "ratios",
+                    "logarithm too")
+    assert rejected("crossing", lambda low, high, p, q: low + (high - low) * math.log(1 / p) / math.log(q / p), "sizes")
+    assert rejected("crossing", lambda low, high, p, q: math.log(1 / p) / math.log(q / p), "share of the way")
 
     def from_the_wrong_end(low, high, p, q):
         return math.exp(math.log(high) - math.log(high / low) * math.log(1 / p) / math.log(q / p))
 
-    rejected("crossing", from_the_wrong_end, "wrong end")
+    assert rejected("crossing", from_the_wrong_end, "wrong end")
 
 
 def test_a_curve_is_drawn_at_its_sizes_and_an_empty_one_is_named():
