@@ -12,8 +12,22 @@ from .errors import VimlearnError
 PUBLISHED_SIZES = (512, 640, 738, 1024, 1248)
 
 
-@dataclass(frozen=True)
-class BenchOptions:
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Options of the benchmarks that fill a table row by row."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. auto: the GPU if there is one."""
+    resume: bool = False
+    """Whether to go on with a table that is there already: what it holds is not measured again."""
+    overwrite: bool = False
+    """Whether to begin anew where a table is there already."""
+    quiet: bool = False
+    """Whether to leave the progress bar out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(TableOptions):
     """Options of `vimlearn bench`."""
 
     models: tuple[str, ...] = ("vim-ti", "deit-ti-fused", "deit-ti-plain")
@@ -34,8 +48,6 @@ class BenchOptions:
     pyramid: bool = False
     """Whether to take backbones without head and class token, with the feature pyramid of a detector on them: the
     paper's Figures 3 and 4."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute. auto: the GPU if there is one."""
     rounds: int = 15
     """Turns of each contestant at most, a count."""
     budget: float = 60.0
@@ -48,34 +60,20 @@ class BenchOptions:
     """Threads on the CPU, a count. None: as PyTorch chooses."""
     output: str = "bench_models.csv"
     """Table to write. The figure is written beside it, with .png at its end."""
-    resume: bool = False
-    """Whether to go on with a table that is there already: what it holds is not measured again."""
-    overwrite: bool = False
-    """Whether to begin anew where a table is there already."""
-    quiet: bool = False
-    """Whether to leave the progress bar out."""
 
 
-@dataclass(frozen=True)
-class ScalingOptions:
+@dataclass(frozen=True, kw_only=True)
+class ScalingOptions(TableOptions):
     """Options of `vimlearn bench scaling`."""
 
     models: tuple[str, ...] = ("vim-ti", "deit-ti-fused", "deit-ti-plain")
     """Contestants, as in vimlearn bench."""
     sizes: tuple[int, ...] = (224, 320, 448, 640, 896, 1248)
     """Sides of the square images, pixels; tokens double from each to the next."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute. auto: the GPU if there is one."""
     budget: float = 20.0
     """Time for the turns of one size, seconds."""
     output: str = "bench_scaling.csv"
     """Table to write, with a figure beside it."""
-    resume: bool = False
-    """Whether to go on with a table that is there already."""
-    overwrite: bool = False
-    """Whether to begin anew where a table is there already."""
-    quiet: bool = False
-    """Whether to leave the progress bar out."""
 
 
 @dataclass(frozen=True)

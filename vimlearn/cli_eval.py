@@ -1,39 +1,26 @@
 """`vimlearn eval`: how well trained weights do on held-out images, and what exactly was measured."""
 
-__all__ = ["EvalOptions", "Trained", "accuracy_line", "load_trained", "pick_device", "report"]
+__all__ = ["EvalOptions", "accuracy_line", "report"]
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from .errors import VimlearnError, nearest
+from .cli_network import NetworkOptions, Trained, check_ranges, load_trained, pick_device
+from .errors import VimlearnError
 
 # Classes that a table on a screen can have, and unreadable images that are named.
 LONGEST = 20
-# Crop of the published evaluation, where a file does not say its own.
-CROP_PCT = 0.875
 
 
-@dataclass(frozen=True)
-class EvalOptions:
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(NetworkOptions):
     """Options of `vimlearn eval`."""
 
-    checkpoint: str | None = None
-    """Weights of a run with their settings, as `vimlearn train` writes them: FOLDER/model.safetensors, or
-    FOLDER/ema.safetensors for the moving average. None, and no model either: the network that comes along."""
-    model: str | None = None
-    """Instead of a checkpoint: name of a released network, such as vim_tiny_patch16_224."""
-    weights: str | None = None
-    """Weights for the model: a file, a URL, hub:OWNER/NAME or hub:OWNER/NAME/FILE. None: those published for it."""
-    ema: bool = False
-    """Whether to take the averaged weights out of a published file, which holds both."""
     dataset: str | None = None
     """The set of images, as for `vimlearn train`: digits, scenes, a folder, wds:FOLDER or hf:NAME. Its held-out part is
     used and the other one need not be there. None: the set that the checkpoint was trained on."""
     num_classes: int | None = None
     """Classes of the model, a count, where they are not 1000; and of tar shards, where they are not the network's."""
-    img_size: int | None = None
-    """Side of the square that the network sees, pixels; positions are resized. None: as the network was built."""
     crop_pct: float | None = None
     """Images are resized to img_size / crop_pct and their centre is cut out. None: as the checkpoint was trained, or
     0.875."""
@@ -47,46 +34,12 @@ class EvalOptions:
     """Whether to print which class was taken for which as well, for 20 classes at most."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A network in evaluation mode; where its weights come from, in words; what its file says of training."""
-
-    network: object
-    origin: str
-    notes: dict[str, str]
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes in order; None where nobody says. A file that does not say with 1000 is ImageNet's."""
-        from .classes import imagenet_wnids, stored_names
-
-        count, names = self.network.num_classes, stored_names(self.notes)
-        if names is None:
-            return imagenet_wnids() if count == 1000 else None
-        if len(names) != count:
-            raise VimlearnError(f"the file names {len(names)} classes and its network tells {count} apart; expected a "
-                                "file as vimlearn train writes it")
-        return names
-
-    @property
-    def crop_pct(self) -> float:
-        """Share of the resized image that the network was trained to see."""
-        try:
-            return float(self.notes.get("crop_pct", CROP_PCT))
-        except ValueError:
-            return CROP_PCT
-
-
 def report(options: EvalOptions) -> list[str]:
     """Evaluate as the options say and return the lines to print. Raises VimlearnError on all that does not fit."""
     from .evaluate import evaluate, relabelled
     from .sources import open_source
-    from .training.options import check_range
 
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if type(value) in (int, float):
-            check_range(option.name, value)
+    check_ranges(options)
     if options.model is not None and options.checkpoint is None and options.dataset is None:
         raise VimlearnError("--dataset is missing; expected a folder with val/CLASS/IMAGE, wds:FOLDER or hf:NAME")
     trained = load_trained(options)
@@ -106,75 +59,6 @@ def accuracy_line(result, what: str) -> str:
     """Return one line: the share of images that are right, what that is called, and the counts."""
     right = (result.predictions == result.labels).sum().item()
     return f"  {result.accuracy:8.2%}  {what} ({right} of {len(result.labels)} images)"
-
-
-def load_trained(options) -> Trained:
-    """Return the network that `checkpoint`, or `model`, `weights`, `ema` and `num_classes` name, at `img_size`.
-
-    `options` has these fields as EvalOptions has. Raises VimlearnError where they do not fit, or the file does not.
-    """
-    return _from_checkpoint(options) if _has_checkpoint(options) else _from_release(options)
-
-
-def _has_checkpoint(options) -> bool:
-    others = [f"--{name}" for name in ("model", "weights", "ema") if getattr(options, name)]
-    if options.checkpoint is not None and others:
-        raise VimlearnError(f"--checkpoint and {others[0]} are both given; expected --checkpoint alone, with "
-                            "FOLDER/ema.safetensors for averaged weights, or --model and --weights")
-    if options.model is None and (options.weights is not None or options.ema):
-        raise VimlearnError("--weights and --ema go with --model NAME; a file of a run is named by --checkpoint FILE")
-    return options.model is None
-
-
-def _from_checkpoint(options) -> Trained:
-    from .checkpoint import read_notes
-    from .download import fetch
-    from .shipped import DEFAULT, MARK
-    from .training.networks import load_network
-
-    source = options.checkpoint or DEFAULT
-    path = fetch(source) if source.startswith(MARK) else Path(source)
-    if not path.is_file():
-        raise VimlearnError(f"there is no file {path}; expected the model.safetensors of a run, or {DEFAULT}")
-    network, notes = load_network(path, options.img_size), read_notes(path)
-    return Trained(network, _origin(notes.get("weights"), notes, source), notes)
-
-
-def _from_release(options) -> Trained:
-    import timm
-
-    from .checkpoint import load_checkpoint, read_notes
-    from .download import fetch
-    from .registry import RELEASED, published_file
-
-    if options.model not in RELEASED:
-        raise VimlearnError(f"unknown model {options.model!r}{nearest(options.model, RELEASED)}; expected one of "
-                            f"{', '.join(RELEASED)}")
-    source = published_file(options.model, options.weights)
-    path = fetch(source)
-    size = {} if options.img_size is None else {"img_size": (options.img_size, options.img_size)}
-    network = timm.create_model(options.model, num_classes=options.num_classes or 1000, **size)
-    load_checkpoint(network, path, weights="ema" if options.ema else "model")
-    notes = read_notes(path)
-    # Of PyTorch's files only those of a training run know their epoch, and hold both kinds.
-    kind = "ema" if options.ema else notes.get("weights", "raw" if "epoch" in notes else None)
-    return Trained(network.eval(), _origin(kind, notes, source), notes)
-
-
-def _origin(kind: str | None, notes: dict[str, str], source) -> str:
-    """Say which weights these are."""
-    words = {"raw": "raw weights", "ema": "averaged weights (EMA)"}.get(kind, "weights, not known whether averaged,")
-    epoch = f"of epoch {notes['epoch']}" if "epoch" in notes else "of an unknown epoch"
-    return f"{words} {epoch}, from {source}"
-
-
-def pick_device(name: str):
-    """Return the torch.device for "cpu", "cuda" or "auto". Raises VimlearnError where there is no GPU."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise VimlearnError("device is cuda and PyTorch sees no GPU; expected --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _transform(options: EvalOptions, trained: Trained, source):

@@ -5,19 +5,19 @@ __all__ = ["ExplainOptions", "report"]
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from .cli_eval import Trained, load_trained, pick_device
+from .cli_network import NetworkOptions, Trained, check_ranges, load_trained, pick_device
 from .errors import VimlearnError
 from .files import check_folder, write_aside, write_text
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(NetworkOptions):
     """Options of `vimlearn explain`."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
@@ -42,18 +42,6 @@ class ExplainOptions:
     size_mismatch: Literal["resize", "error"] = "resize"
     """What happens to an image that is not of the network's size. resize: it goes through the evaluation transform, and
     a notice says so. error: the command stops; images of the right size are taken as they are."""
-    checkpoint: str | None = None
-    """Weights of a run, as `vimlearn train` writes them. None, and no model either: the network that comes along."""
-    model: str | None = None
-    """Instead of a checkpoint: name of a released network, such as vim_tiny_patch16_224."""
-    weights: str | None = None
-    """Weights for the model: a file, a URL, hub:OWNER/NAME or hub:OWNER/NAME/FILE. None: those published for it."""
-    ema: bool = False
-    """Whether to take the averaged weights out of a published file, which holds both."""
-    num_classes: int | None = None
-    """Classes of the model, a count, where they are not 1000."""
-    img_size: int | None = None
-    """Side of the square that the network sees, pixels; positions are resized. None: as the network was built."""
     crop_pct: float | None = None
     """Images are resized to img_size / crop_pct and their centre is cut out. None: as the checkpoint was trained, or
     0.875."""
@@ -69,14 +57,10 @@ def report(options: ExplainOptions) -> Iterator[str]:
 
     from .explain.photos import open_image
     from .explain.records import check_layers
-    from .training.options import check_range
 
     if not options.images:
         raise VimlearnError("no image is named; expected vimlearn explain IMAGE ... --output FOLDER")
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if type(value) in (int, float) and option.name != "layer":
-            check_range(option.name, value)
+    check_ranges(options, "layer")
     trained = load_trained(options)
     check_layers(trained.network, None)
     colours = trained.network.patch_embed.in_chans

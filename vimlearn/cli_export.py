@@ -4,30 +4,19 @@ __all__ = ["ExportOptions", "report", "speed_rows"]
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .cli_eval import Trained, load_trained
+from .cli_network import NetworkOptions, Trained, check_ranges, load_trained
 
 MODEL_FILE = "model"
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(NetworkOptions):
     """Options of `vimlearn export`."""
 
-    checkpoint: str | None = None
-    """Weights of a run with their settings, as `vimlearn train` writes them: FOLDER/model.safetensors, or
-    FOLDER/ema.safetensors for the moving average. None, and no model either: the network that comes along."""
-    model: str | None = None
-    """Instead of a checkpoint: name of a released network, such as vim_tiny_patch16_224."""
-    weights: str | None = None
-    """Weights for the model: a file, a URL, hub:OWNER/NAME or hub:OWNER/NAME/FILE. None: those published for it."""
-    ema: bool = False
-    """Whether to take the averaged weights out of a published file, which holds both."""
-    num_classes: int | None = None
-    """Classes of the model, a count, where they are not 1000."""
     img_size: int | None = None
     """Side of the square that the network sees, pixels; positions are resized. None: as the network was built. A file
     takes images of this size alone."""
@@ -51,12 +40,8 @@ def report(options: ExportOptions) -> Iterator[str]:
     """Export as the options say and yield the lines to print. Raises VimlearnError on all that does not fit."""
     from .export import FORMATS, check_format, export_network, trace
     from .files import check_folder
-    from .training.options import check_range
 
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if type(value) in (int, float):
-            check_range(option.name, value)
+    check_ranges(options)
     forms = list(FORMATS) if options.format == "both" else [options.format]
     paths = {check_format(form): Path(options.output) / f"{MODEL_FILE}.{form}" for form in forms}
     check_folder(Path(options.output))
