@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_images import command_line, make_tree, options, plain
+from drawn_images import command_line, make_shards, make_tree, options, plain
 from safetensors.torch import load_file
 
 from vimlearn.training import read_log, train
@@ -101,3 +101,15 @@ def test_accelerate_launch_trains_and_a_refusal_is_that_of_all(tree, tmp_path):
     # The launcher may end one of them before it has spoken.
     assert process.returncode and 1 <= len(lines) <= 2 and len(set(lines)) == 1, err
     assert "already holds a run" in lines[0] and "Connection closed" not in err and "TypeError" not in err
+
+
+def test_two_processes_train_over_shards_and_the_same_again(tree, tmp_path):
+    dataset, logs = f"wds:{make_shards(tmp_path / 'shards', tree)}", []
+    for name in ("run", "again"):
+        with launch(TORCHRUN, command_line(dataset, **SETTINGS, num_classes=3, output=tmp_path / name)) as process:
+            out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        # One process reads more of the 9 images than the other, and all are counted.
+        assert out.count("held-out accuracy (") == 1 and out.count("of 9 images)") == 1
+        logs.append(plain(read_log(tmp_path / name / "log.csv")))
+    assert len(logs[0]) == 2 and logs[0] == logs[1]

@@ -1,6 +1,7 @@
 """Images from trees, shards and datasets of the hub: the same images, and one clear line for what is not right."""
 
 import builtins
+import itertools
 import json
 
 import pytest
@@ -84,6 +85,19 @@ def test_shards_are_shuffled_anew_each_epoch_and_hold_each_image_once(sets):
     epochs = [torch.cat([batch.images for batch in trainer.batches.epoch(number)]) for number in (1, 2, 1)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     assert [len({row.numpy().tobytes() for row in images}) for images in epochs] == [24, 24, 24]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_all_processes_together_read_each_image_of_the_shards_once(sets, processes):
+    source = open_source(sets["wds"], 3)
+    for part in (source.training, source.heldout):
+        read = [[(image.tobytes(), label) for image, label in part.share(rank, processes)] for rank in range(processes)]
+        assert sorted(itertools.chain(*read)) == sorted((image.tobytes(), label) for image, label in part.share(0, 1))
+        assert len(set(itertools.chain(*read))) == len(part)
+    # 4 shards of 6 images: two processes have as many each, and go round all of them once.
+    streams = [source.training.shuffled(7, rank, 2) for rank in range(2)]
+    drawn = [(image.tobytes(), label) for stream in streams for image, label in itertools.islice(stream, 12)]
+    assert len(set(drawn)) == 24 == len(source.training)
 
 
 def test_a_run_over_shards_begins_its_epoch_again(sets, tmp_path, capsys, monkeypatch):
