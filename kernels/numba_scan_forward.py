@@ -45,7 +45,8 @@ def scan_forward_task(args, slot, task, storage, wide):
 @register_jitable(**PLAIN)
 def _scan(args, scan, storage, wide, i, channel, width, y, is_first, is_last):
     """Scan one direction. The sum of the directions so far is in y (l, LANES); the last one gates it and writes it."""
-    l, n, r = args.l, args.n, args.r
+    # Of one direction alone, a chunk of y is enough, and that stays in the first cache.
+    l, n, r, alone = args.l, args.n, args.r, is_first and is_last
     s, A2 = apart(shift(y, l * LANES)), apart(shift(y, (l + n) * LANES + GAP))
     weight = apart(shift(y, (l + 2 * n) * LANES + 2 * GAP))
     steps = apart(shift(y, (l + 2 * n + r) * LANES + 3 * GAP))
@@ -77,12 +78,11 @@ def _scan(args, scan, storage, wide, i, channel, width, y, is_first, is_last):
                 for k in range(j, n, CHUNK):
                     prefetch_write(state_at_start(args, scan, wide, i, start // CHUNK + 1, k, channel))
             _token(args, scan, storage, wide, i, t, channel, width, shift(steps, j * LANES), A2, D, tame, s,
-                   shift(y, (j if is_first and is_last else t) * LANES), is_first)
+                   shift(y, (j if alone else t) * LANES), is_first)
         if is_last:
             for j in range(count):
                 t = token_at(start + j, l, scan.reverse)
-                _gate(args, storage, wide, i, t, channel, width,
-                      shift(y, (j if is_first and is_last else t) * LANES))
+                _gate(args, storage, wide, i, t, channel, width, shift(y, (j if alone else t) * LANES))
     if scan.last != 0:
         for k in range(n):
             for c in range(width):

@@ -4,8 +4,8 @@ A task is one sequence and LANES channels that lie side by side in memory. Every
 The compiler knows their number, and makes straight vector code of the loop.
 """
 
-__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "prefetch_token", "read_parameters",
-            "read_step", "state_at_start", "token_at"]
+__all__ = ["CHUNK", "GAP", "SCAN_ARGS", "direction", "is_tame", "prefetch_token", "read_parameters", "read_step",
+           "state_at_start", "token_at"]
 
 import numpy as np
 from numba.extending import register_jitable
