@@ -151,6 +151,7 @@ def _two_directions(name: str, kernels):
 
     def backward(ctx, grad_out, *_):
         *tensors, starts, starts_b = ctx.saved_tensors
+        grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
         grads = scan_backward(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
         return *_absent_as_none(grads, tensors), None, None, None
 
