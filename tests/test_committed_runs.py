@@ -57,6 +57,18 @@ def cifar10_options(model: str) -> Options:
     return dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, **changes))
 
 
+@pytest.mark.parametrize("name", ABLATION)
+def test_the_ablation_on_cifar10_changes_one_choice_of_a_smaller_network(name):
+    options, expected = read_yaml(RUNS / f"ablation-{name}-seed0.yaml"), read_yaml(find_recipe("cifar10"))
+    network = dataclasses.replace(expected.network, depth=2, embed_dim=64, **ABLATION[name])
+    recipe = dataclasses.replace(expected.recipe, epochs=3)
+    assert dataclasses.replace(options, run=Run()) == dataclasses.replace(expected, network=network, recipe=recipe,
+                                                                          run=Run())
+    assert options.run.seed == 0
+    accuracy = last_accuracy(f"ablation-{name}-seed0", 3)
+    assert f"| {100 * accuracy:.2f} % | [ablation-{name}-seed0.csv](ablation-{name}-seed0.csv) |" in TEXT
+
+
 @pytest.mark.parametrize("name", CIFAR10)
 def test_cifar10_is_the_recipe(name):
     _, model, seed = name.split("-")
