@@ -25,7 +25,7 @@ def output_of(scan: Scan) -> torch.Tensor:
                           delta_softplus=True, reverse=scan.reverse, backend="loop")
 
 
-def near(found, expected, rtol=1e-10):
+def assert_near(found, expected, rtol=1e-10):
     torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
@@ -51,7 +51,7 @@ def images_for(model: VisionMamba, count: int = 2) -> torch.Tensor:
 def test_matrix_times_input_is_the_scan(l, reverse):
     scan = scan_of(l, reverse)
     matrix = explain.hidden_matrix(scan, list(range(scan.u.shape[2])))
-    near(torch.einsum("betj,bje->bte", matrix, scan.u) + scan.D * scan.u, output_of(scan))
+    assert_near(torch.einsum("betj,bje->bte", matrix, scan.u) + scan.D * scan.u, output_of(scan))
     assert torch.equal(matrix, matrix.triu() if reverse else matrix.tril())
 
 
@@ -61,7 +61,7 @@ def test_a_row_is_the_gradient_of_the_output_at_fixed_steps(reverse):
     scan = scan._replace(u=scan.u.requires_grad_(), D=None)
     for query in (0, 4, 8):
         (grad,) = torch.autograd.grad(output_of(scan)[:, query].sum(), scan.u)
-        near(explain.hidden_row(scan, query), grad)
+        assert_near(explain.hidden_row(scan, query), grad)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -71,18 +71,18 @@ def test_the_mean_over_channels_with_and_without_factors(l, reverse, largest, mo
     monkeypatch.setattr(hidden, "LARGEST", largest)
     scan = scan_of(l, reverse)
     matrix = explain.hidden_matrix(scan, list(range(scan.u.shape[2])))
-    near(explain.mean_hidden_matrix(scan), matrix.mean(1))
+    assert_near(explain.mean_hidden_matrix(scan), matrix.mean(1))
     gain = torch.randn_like(scan.u)
     expected = torch.einsum("betj,bte,bje->btj", matrix, gain, scan.u) / scan.u.shape[2]
-    near(explain.mean_hidden_matrix(scan, gain, scan.u), expected)
+    assert_near(explain.mean_hidden_matrix(scan, gain, scan.u), expected)
 
 
 @pytest.mark.parametrize("backend", ["loop", "parallel", "numba"])
 def test_every_backend_gives_the_row(backend):
     for reverse in (False, True):
         scan = scan_of(33, reverse)
-        near(explain.hidden_row(scan, 20, backend), explain.hidden_matrix(scan, list(range(scan.u.shape[2])))[:, :, 20]
-             .transpose(1, 2))
+        matrix = explain.hidden_matrix(scan, list(range(scan.u.shape[2])))
+        assert_near(explain.hidden_row(scan, 20, backend), matrix[:, :, 20].transpose(1, 2))
 
 
 def test_memory_is_linear_in_the_tokens_for_one_query():
@@ -103,15 +103,15 @@ def test_long_steps_forget_and_short_ones_remember():
         scan = scan._replace(delta_bias=torch.full_like(scan.delta_bias, bias))
         exact = Scan(*(x.double() if isinstance(x, torch.Tensor) else x for x in scan))
         matrix = explain.hidden_matrix(exact, list(range(scan.u.shape[2]))).mean(1)
-        near(explain.mean_hidden_matrix(scan).double(), matrix, rtol=1e-5)
-        near(explain.hidden_row(scan, 30).double().mean(-1), matrix[:, 30], rtol=1e-5)
+        assert_near(explain.mean_hidden_matrix(scan).double(), matrix, rtol=1e-5)
+        assert_near(explain.hidden_row(scan, 30).double().mean(-1), matrix[:, 30], rtol=1e-5)
 
 
 def test_long_sequences_in_float32_stay_exact():
     scan = scan_of(700, False, torch.float32)
     exact = scan_of(700, False)
-    near(explain.mean_hidden_matrix(scan).double(), explain.mean_hidden_matrix(exact), rtol=1e-4)
-    near(explain.hidden_row(scan, 699).double(), explain.hidden_row(exact, 699), rtol=1e-4)
+    assert_near(explain.mean_hidden_matrix(scan).double(), explain.mean_hidden_matrix(exact), rtol=1e-4)
+    assert_near(explain.hidden_row(scan, 699).double(), explain.hidden_row(exact, 699), rtol=1e-4)
 
 
 def test_bfloat16_is_computed_in_float32():
@@ -119,7 +119,7 @@ def test_bfloat16_is_computed_in_float32():
     row = explain.hidden_row(scan, 19)
     assert row.dtype == explain.steps(scan).dtype == torch.float32
     wide = Scan(*(x.float() if isinstance(x, torch.Tensor) else x for x in scan))
-    near(row, explain.hidden_row(wide, 19), rtol=1e-6)
+    assert_near(row, explain.hidden_row(wide, 19), rtol=1e-6)
 
 
 # Records
@@ -137,7 +137,7 @@ def test_a_record_rebuilds_the_output_of_the_mixer(settings):
         y = sum(torch.einsum("betj,bje->bte", explain.hidden_matrix(scan, channels), scan.u) + scan.D * scan.u
                 for scan in one.scans)
         gated = one.scale * y * nn.functional.silu(one.z)
-        near(model.layers[one.layer].mixer.out_proj(gated), outputs[one.layer])
+        assert_near(model.layers[one.layer].mixer.out_proj(gated), outputs[one.layer])
 
 
 def test_gradients_are_those_of_the_logit():
@@ -154,10 +154,10 @@ def test_gradients_are_those_of_the_logit():
         hook.remove()
         return found
 
-    near((logits(eps) - logits(-eps)) / (2 * eps), (one.grad * direction).sum(), rtol=1e-6)
-    near(one.grad_y, one.grad * 0.5 * nn.functional.silu(one.z))
+    assert_near((logits(eps) - logits(-eps)) / (2 * eps), (one.grad * direction).sum(), rtol=1e-6)
+    assert_near(one.grad_y, one.grad * 0.5 * nn.functional.silu(one.z))
     top = model(images).argmax(1)
-    near(explain.record(model, images, [1], "top")[0].grad, explain.record(model, images, [1], top)[0].grad)
+    assert_near(explain.record(model, images, [1], "top")[0].grad, explain.record(model, images, [1], top)[0].grad)
 
 
 def test_a_record_says_which_layer_it_is_and_holds_no_graph():
@@ -196,10 +196,10 @@ def test_hidden_attention_is_a_row_of_the_mean_matrix(settings):
     model = vim(**settings)
     images = images_for(model)
     expected = mean_matrices(model, images)
-    near(explain.hidden_attention(model, images, layer=1), expected[1][:, model.class_token_index])
-    near(explain.hidden_attention(model, images, layer=-1, query=2), expected[2][:, 2])
-    near(explain.hidden_attentions(model, images, [2, 0]),
-         torch.stack([expected[i][:, model.class_token_index] for i in (2, 0)]))
+    assert_near(explain.hidden_attention(model, images, layer=1), expected[1][:, model.class_token_index])
+    assert_near(explain.hidden_attention(model, images, layer=-1, query=2), expected[2][:, 2])
+    assert_near(explain.hidden_attentions(model, images, [2, 0]),
+                torch.stack([expected[i][:, model.class_token_index] for i in (2, 0)]))
 
 
 def test_the_directions_of_hidden_attention_add_up():
@@ -207,7 +207,7 @@ def test_the_directions_of_hidden_attention_add_up():
     images, at = images_for(model), 4
     parts = {name: explain.hidden_attention(model, images, query=at, direction=name)
              for name in ("both", "forward", "backward")}
-    near(parts["forward"] + parts["backward"], parts["both"])
+    assert_near(parts["forward"] + parts["backward"], parts["both"])
     assert parts["forward"][:, at + 1:].eq(0).all() and parts["forward"][:, :at + 1].ne(0).all()
     assert parts["backward"][:, :at].eq(0).all() and parts["backward"][:, at:].ne(0).all()
 
@@ -219,7 +219,7 @@ def test_rollout_is_the_product_over_the_layers():
     for matrix in mean_matrices(model, images)[1:]:
         positive = matrix.clamp(min=0)
         product = (torch.eye(model.num_tokens) + positive / positive.sum(-1, keepdim=True)) @ product
-    near(explain.rollout(model, images, first_layer=1), product[:, model.class_token_index])
+    assert_near(explain.rollout(model, images, first_layer=1), product[:, model.class_token_index])
 
 
 def test_attribution_is_the_product_of_gradient_times_matrix():
@@ -232,7 +232,7 @@ def test_attribution_is_the_product_of_gradient_times_matrix():
             matrix = explain.hidden_matrix(scan, list(range(one.z.shape[2])))
             total = total + torch.einsum("betj,bte,bje->betj", matrix, one.grad_y, scan.u).mean(1)
         product = (torch.eye(model.num_tokens) + total.clamp(min=0)) @ product
-    near(explain.attribution(model, images, target=2), product[:, model.class_token_index])
+    assert_near(explain.attribution(model, images, target=2), product[:, model.class_token_index])
 
 
 def test_delta_maps_are_the_steps():
@@ -241,8 +241,8 @@ def test_delta_maps_are_the_steps():
     (one,) = explain.record(model, images, [0])
     forward, backward = (nn.functional.softplus(scan.delta @ scan.delta_weight.T + scan.delta_bias).mean(-1)
                          for scan in one.scans)
-    near(explain.delta_maps(model, images, 0), (forward + backward) / 2)
-    near(explain.delta_maps(model, images, 0, "backward"), backward)
+    assert_near(explain.delta_maps(model, images, 0), (forward + backward) / 2)
+    assert_near(explain.delta_maps(model, images, 0, "backward"), backward)
 
 
 @pytest.mark.parametrize("settings, at", [({}, 4), ({"class_token": "first"}, 0),
@@ -263,7 +263,7 @@ def test_input_gradient_is_the_gradient():
     model = vim()
     images = images_for(model).requires_grad_()
     (grad,) = torch.autograd.grad(model(images)[:, 3].sum(), images)
-    near(explain.input_gradient(model, images, 3), grad.abs().sum(1))
+    assert_near(explain.input_gradient(model, images, 3), grad.abs().sum(1))
 
 
 def test_integrated_gradients_add_up_to_the_difference_of_logits():
@@ -271,7 +271,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_logits():
     images = images_for(model)
     found = explain.integrated_gradients(model, images, 3, points=100).sum((1, 2))
     with torch.no_grad():
-        near(found, (model(images) - model(torch.zeros_like(images)))[:, 3], rtol=1e-4)
+        assert_near(found, (model(images) - model(torch.zeros_like(images)))[:, 3], rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -285,7 +285,7 @@ def test_grad_cam_weights_the_tokens_behind_a_layer(layer):
     weights = model.patch_tokens(grad).mean(1, keepdim=True)
     expected = (weights * model.patch_tokens(h + residual)).sum(-1).clamp(min=0).unflatten(1, (3, 3))
     assert expected.max() > 0
-    near(explain.grad_cam(model, images, layer), expected.detach())
+    assert_near(explain.grad_cam(model, images, layer), expected.detach())
 
 
 # Reach
@@ -294,7 +294,7 @@ def test_a_forward_network_sees_only_what_came_before():
     images = images_for(vim())
     both, forward = vim(), vim(bidirectional=False)
     field = explain.receptive_field(forward, images, layer=1, token=5)
-    near(field.sum(), torch.tensor(1.0, dtype=torch.float64))
+    assert_near(field.sum(), torch.tensor(1.0, dtype=torch.float64))
     # Token 5 is patch 4, in the middle of the 3 x 3; behind the class token come patches 4 and on.
     seen = field.unfold(0, 4, 4).unfold(1, 4, 4).sum((2, 3)).flatten()
     assert (seen[:5] > 0).all() and (seen[5:] == 0).all()
@@ -316,7 +316,7 @@ def test_states_reach_as_far_as_their_step_and_decay_say():
             direction.dt_proj.weight.zero_()
             direction.dt_proj.bias.fill_(torch.tensor(0.1).expm1().log())
             direction.A_log.copy_(torch.arange(1, 5).log().expand_as(direction.A_log))
-    near(explain.reach(model, images_for(model)), torch.full((1, 2, 24), 10, dtype=torch.float64), rtol=1e-6)
+    assert_near(explain.reach(model, images_for(model)), torch.full((1, 2, 24), 10, dtype=torch.float64), rtol=1e-6)
 
 
 # Bad input

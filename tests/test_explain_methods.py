@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_explain import images_for, near, vim
+from test_explain import assert_near, images_for, vim
 from torch import nn
 
 from vimlearn import VimlearnError, explain
@@ -24,14 +24,14 @@ def test_every_method_gives_a_map_of_each_image(name, settings):
     if "layer" in method.options:
         every = explain.explain(model, images, name, layer="all", **query)
         assert every.shape == (3, *found.shape)
-        near(every[1], explain.explain(model, images, name, layer=-2, **query))
+        assert_near(every[1], explain.explain(model, images, name, layer=-2, **query))
 
 
 def test_the_images_of_a_batch_are_apart():
     model = vim()
     images = images_for(model)
     for name in explain.METHODS:
-        near(explain.explain(model, images[1:], name)[0], explain.explain(model, images, name)[1])
+        assert_near(explain.explain(model, images[1:], name)[0], explain.explain(model, images, name)[1])
 
 
 def test_options_reach_the_method():
@@ -50,7 +50,7 @@ def test_options_reach_the_method():
         ("grad-cam", {"target": 3}, explain.grad_cam(model, images, 1, 3)),
         ("receptive-field", {"layer": 0, "query": (0, 0)}, explain.receptive_fields(model, images, 0, 0)),
     ]:
-        near(explain.explain(model, images, name, **options), expected)
+        assert_near(explain.explain(model, images, name, **options), expected)
 
 
 @pytest.mark.parametrize("settings, tokens", [({}, [0, 3, 5, 9]), ({"class_token": "first"}, [1, 4, 5, 9]),
@@ -93,4 +93,4 @@ def test_a_gpu_gives_the_maps_of_the_cpu(name):
     expected = explain.explain(model, images, name)
     found = explain.explain(model.cuda(), images.cuda(), name)
     assert found.is_cuda
-    near(found.cpu(), expected, 1e-8)
+    assert_near(found.cpu(), expected, 1e-8)
