@@ -63,7 +63,7 @@ if __name__ == "__main__":
 """
 
 
-def run_apart(code, *arguments, **environment):
+def assert_fine_apart(code, *arguments, **environment):
     """Run `code` in a process of its own; a hang is a failure."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200,
                           env={**os.environ, **environment})
@@ -79,18 +79,18 @@ def threads():
 
 @pytest.mark.parametrize("layer", ["default", "workqueue", "omp", "tbb"])
 def test_two_python_threads_call_at_once_on_every_threading_layer(layer):
-    run_apart(FROM_TWO_THREADS, NUMBA_THREADING_LAYER=layer, OMP_NUM_THREADS="2")
+    assert_fine_apart(FROM_TWO_THREADS, NUMBA_THREADING_LAYER=layer, OMP_NUM_THREADS="2")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("state", ["used before", "not used before"])
 def test_a_forked_child_gets_the_right_answer(state):
-    run_apart(FORKED, state)
+    assert_fine_apart(FORKED, state)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_pool_gets_the_right_answers():
-    run_apart(POOL)
+    assert_fine_apart(POOL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -105,7 +105,7 @@ scan()
 assert runtimes() == before and before, (before, runtimes())
 print("fine")
 """
-    run_apart(code)
+    assert_fine_apart(code)
 
 
 def threads_that_worked(calls=30):
@@ -173,7 +173,7 @@ with warnings.catch_warnings(record=True) as seen:
 assert any("NUMBA_CACHE_DIR" in str(w.message) for w in seen)
 print("fine")
 """
-    run_apart(code)
+    assert_fine_apart(code)
 
 
 def test_a_record_is_packed_by_name():
