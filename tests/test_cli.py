@@ -5,12 +5,13 @@ import pickle
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import vimlearn
-from vimlearn import VisionMamba, cli, save_checkpoint
+from vimlearn import VimlearnError, VisionMamba, cli, save_checkpoint
 from vimlearn.cli_bench import PARTS
 from vimlearn.cli_explain import ExplainOptions
 from vimlearn.cli_export import ExportOptions
@@ -31,7 +32,7 @@ def options_seen(monkeypatch):
 
     def stop(self, options):
         seen.append(options)
-        raise vimlearn.VimlearnError("stopped here")
+        raise VimlearnError("stopped here")
     monkeypatch.setattr(Trainer, "__init__", stop)
     return seen
 
@@ -199,6 +200,15 @@ def test_a_signal_ends_a_run_in_one_line_with_its_exit_code(capsys, monkeypatch,
     assert cli.main(["train", *TINY, "--output", str(tmp_path / "run")]) == 128 + number
     assert capsys.readouterr().err == (f"vimlearn: stopped after step 1 of epoch 1; {tmp_path / 'run'} holds no epoch "
                                        "yet, and --resume auto goes on from this step\n")
+
+
+@pytest.mark.parametrize(("stop", "line"), [(VimlearnError("bad"), "vimlearn: bad\n"),
+                                            (KeyboardInterrupt(), "vimlearn: stopped\n")])
+def test_a_complaint_is_one_write_so_that_those_of_two_processes_stay_apart(monkeypatch, stop, line):
+    writes = []
+    monkeypatch.setattr(cli, "_dispatch", Mock(side_effect=stop))
+    monkeypatch.setattr(sys, "stderr", Mock(write=writes.append))
+    assert cli.main([]) and writes == [line]
 
 
 def test_progress_prints_the_report(capsys, tmp_path, monkeypatch):

@@ -47,11 +47,16 @@ def main(args: list[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except VimlearnError as error:
-        print(f"vimlearn: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"vimlearn: {stop or 'stopped'}", file=sys.stderr)
+        _complain(str(stop) or "stopped")
         return 128 + getattr(stop, "signal", signal.SIGINT)
+
+
+def _complain(message) -> None:
+    # One write: print takes two where Python is unbuffered, and the lines of two processes would mix.
+    sys.stderr.write(f"vimlearn: {message}\n")
 
 
 def _dispatch(args: list[str]) -> int:

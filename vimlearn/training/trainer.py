@@ -104,7 +104,7 @@ class Trainer:
         seen, sums = [], {"images": 0, "loss": 0.0, "right": 0, "unreadable": 0}
         for i, batch in enumerate(parts):
             for line in batch.unreadable:
-                tqdm.write(f"unreadable, the next image takes its place: {line}", file=sys.stderr)
+                tqdm.write(f"unreadable, the next image takes its place: {line}\n", file=sys.stderr, end="")
             draw_from(self.options.run.seed, STEP, epoch, number, self.order.rank * len(parts) + i)
             images, targets = self._mixed(batch)
             seen.append((images, targets))
