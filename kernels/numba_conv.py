@@ -23,7 +23,19 @@ from torch import Tensor
 from .layout import Conv, cast
 from .numba_math import PLAIN, F, sigmoid
 from .numba_rows import LANES, by_rows, move_row, read_row
-from .numba_runtime import TEAM, apart, arguments_apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
+from .numba_runtime import (
+    TEAM,
+    apart,
+    arguments_apart,
+    compile_kernel,
+    pack,
+    pointer,
+    run,
+    scratch,
+    scratch_slots,
+    shift,
+    stack,
+)
 from .numba_scan import DIRECTIONS, TYPES
 from .numba_scan_parts import direction
 
@@ -231,12 +243,12 @@ def _run(task, x: Tensor, convs: list[Conv], silu: bool, rows: list[dict], part:
     (b, l, e), k, wide = x.shape, convs[0].weight.shape[1], _wide(x)
     weights = [cast(conv.weight, wide) for conv in convs]
     biases = [None if conv.bias is None else cast(conv.bias, wide).contiguous() for conv in convs]
-    parts, blocks, size = -(-l // part), -(-e // LANES), conv_scratch(k)
+    parts, blocks = -(-l // part), -(-e // LANES)
     threads = scratch_slots(b * parts * blocks)
-    scratch = torch.empty(threads * size, dtype=wide)
+    _memory, place = scratch(threads, conv_scratch(k), wide)
     values = {"tasks": b * parts * blocks, "l": l, "e": e, "k": k, "directions": len(convs), "silu": silu, "part": part,
-              "parts": parts, "blocks": blocks, "scratch": scratch.data_ptr(), "scratch_size": size, "x": x.data_ptr(),
-              "x_b": x.stride(0), "x_l": x.stride(1), **fields}
+              "parts": parts, "blocks": blocks, "x": x.data_ptr(), "x_b": x.stride(0), "x_l": x.stride(1), **place,
+              **fields}
     for prefix, conv, weight, bias, row in zip(DIRECTIONS, convs, weights, biases, rows, strict=False):
         of_conv = {"weight": weight.data_ptr(), "weight_e": weight.stride(0), "weight_k": weight.stride(1),
                    "bias": 0 if bias is None else bias.data_ptr(), "reverse": conv.reverse, **row}

@@ -4,7 +4,8 @@ A loop that calls a library's `exp` is not vectorised, so the float32 forms are 
 library: they are there to be exact, for gradient checks, and are slow.
 """
 
-__all__ = ["LOG2E", "PLAIN", "SUMS", "decay", "exp", "exp2", "load", "sigmoid", "softplus", "softplus_slope", "store"]
+__all__ = ["LOG2E", "PLAIN", "SELDOM", "SUMS", "decay", "exp", "exp2", "load", "sigmoid", "softplus", "softplus_slope",
+           "store"]
 
 import math
 
@@ -16,6 +17,8 @@ from .numba_runtime import as_uint, as_wide, from_half, multiply_add, to_half
 
 # A product and a sum may become one instruction. Nothing may be reordered, or the rounding trick of `exp2` breaks.
 PLAIN = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "forceinline": True}
+# The same for code that is seldom met: with `out_of_line` it stays out of its callers.
+SELDOM = PLAIN | {"forceinline": False}
 # Sums over channels may be reordered, in the same way on every run: a vector of partial sums, then their sum.
 SUMS = {"fastmath": {"contract", "nsz", "reassoc"}, "error_model": "numpy", "forceinline": True}
 
@@ -30,8 +33,6 @@ P0, P1, P2, P3, P4 = F(0.69314719), F(0.24022233), F(0.05550483), F(0.00967178),
 # log(1 + w) = w (Q0 + Q1 w + ...) for 0 <= w <= 1, relative error at most 1.9e-8.
 Q0, Q1, Q2, Q3, Q4 = F(0.99999998), F(-0.4999932), F(0.33315927), F(-0.24822132), F(0.19037219)
 Q5, Q6, Q7, Q8 = F(-0.13536584), F(0.07690007), F(-0.02876573), F(0.00506177)
-# 1 / (1 + w) = R0 + R1 w + R2 w^2 for 0 <= w <= 1, relative error at most 1/99.
-R0, R1, R2 = F(98 / 99), F(-80 / 99), F(32 / 99)
 
 
 def load(memory, i):
@@ -143,29 +144,11 @@ def _exp_of_minus_overload(x):
     return clamped
 
 
-def _one_over_one_plus(w):
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_one_over_one_plus, jit_options=PLAIN)
-def _one_over_one_plus_overload(w):
-    if w == types.float64:
-        return lambda w: 1 / (1 + w)
-
-    def newton(w):
-        # Vectors are multiplied several times faster than divided. The start is off by 1/99 at most (a Chebyshev
-        # polynomial), and each step squares that.
-        d, r = F(1) + w, (R2 * w + R1) * w + R0
-        r += r * (F(1) - d * r)
-        return r + r * (F(1) - d * r)
-    return newton
-
-
 @register_jitable(**PLAIN)
 def sigmoid(x):
     """Return 1 / (1 + exp(-x)), in float32 at least 2^-126."""
     w = _exp_of_minus(x)
-    return (F(1) if x > F(0) else w) * _one_over_one_plus(w)
+    return (F(1) if x > F(0) else w) / (F(1) + w)
 
 
 def _log1p(w):

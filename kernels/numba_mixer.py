@@ -16,7 +16,7 @@ from torch import Tensor
 from .numba_conv import CONV_ARGS, SEGMENT, conv_forward_task, conv_scratch
 from .numba_conv import kernel as conv_kernel
 from .numba_rows import LANES
-from .numba_runtime import pack, run, scratch_slots
+from .numba_runtime import pack, run, scratch, scratch_slots
 from .numba_scan import DIRECTIONS, SCAN_ARGS
 from .numba_scan import kernel as scan_kernel
 from .numba_scan_forward import forward_scratch, scan_forward_task
@@ -58,13 +58,12 @@ def _convolve(xz: Tensor, us: Tensor, directions: list[MixerDirection]) -> None:
     """Write silu(conv(x)) of each direction to us (directions, b, l, e)."""
     count, b, l, e = us.shape
     k = directions[0].conv_weight.shape[2]
-    parts, blocks, size = -(-l // SEGMENT), -(-e // LANES), conv_scratch(k)
+    parts, blocks = -(-l // SEGMENT), -(-e // LANES)
     tasks = b * parts * blocks
     threads = scratch_slots(tasks)
-    scratch = torch.empty(threads * size)
+    _memory, place = scratch(threads, conv_scratch(k))
     values = {"tasks": tasks, "l": l, "e": e, "k": k, "directions": count, "silu": True, "part": SEGMENT,
-              "parts": parts, "blocks": blocks, "scratch": scratch.data_ptr(), "scratch_size": size,
-              "x": xz.data_ptr(), "x_b": 2 * l * e, "x_l": 2 * e}
+              "parts": parts, "blocks": blocks, "x": xz.data_ptr(), "x_b": 2 * l * e, "x_l": 2 * e, **place}
     for number, direction in enumerate(directions):
         prefix = DIRECTIONS[number]
         values[prefix + "weight"], values[prefix + "bias"] = (direction.conv_weight.data_ptr(),
@@ -79,13 +78,12 @@ def _scan(xz: Tensor, us: Tensor, mixed: list[Tensor], directions: list[MixerDir
     count, b, l, e = us.shape
     (r, n), size = (directions[0].dt_weight.shape[1], directions[0].A_log.shape[1]), us.itemsize
     tasks, row = b * -(-e // LANES), r + 2 * n
-    threads, scratch_size = scratch_slots(tasks), forward_scratch(l, n, r)
-    scratch = torch.empty(threads * scratch_size)
+    threads = scratch_slots(tasks)
+    _memory, place = scratch(threads, forward_scratch(l, n, r))
     first = us.data_ptr()
     values = {"tasks": tasks, "b": b, "l": l, "e": e, "n": n, "r": r, "directions": count, "softplus": True,
-              "log_A": True, "scratch": scratch.data_ptr(), "scratch_size": scratch_size,
-              "z": xz.data_ptr() + e * size, "z_b": 2 * l * e, "z_l": 2 * e,
-              "out": first + (count - 1) * b * l * e * size, "scale": scale}
+              "log_A": True, "z": xz.data_ptr() + e * size, "z_b": 2 * l * e, "z_l": 2 * e,
+              "out": first + (count - 1) * b * l * e * size, "scale": scale, **place}
     for number, (direction, one) in enumerate(zip(directions, mixed, strict=True)):
         prefix, delta = DIRECTIONS[number], one.data_ptr()
         values[prefix + "u"] = first + number * b * l * e * size

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layout import Scan
 from .numba_rows import LANES, by_rows
-from .numba_runtime import compile_kernel, pack, run, scratch_slots
+from .numba_runtime import compile_kernel, pack, run, scratch, scratch_slots
 from .numba_scan_backward import backward_scratch, scan_backward_task
 from .numba_scan_forward import forward_scratch, scan_forward_task
 from .numba_scan_parts import CHUNK, SCAN_ARGS
@@ -134,8 +134,9 @@ class _Call:
 
     def run(self, task, scratch_size) -> None:
         """Compile if need be, and run the task for all sequences and blocks of channels."""
-        tasks, size = self.b * _blocks(self.e), scratch_size(self.l, self.n, self.r)
+        tasks = self.b * _blocks(self.e)
         threads = scratch_slots(tasks)
-        scratch = torch.empty(threads * size, dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
-        self.values |= {"tasks": tasks, "scratch": scratch.data_ptr(), "scratch_size": size}
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        _memory, place = scratch(threads, scratch_size(self.l, self.n, self.r), wide)
+        self.values |= {"tasks": tasks, **place}
         run(kernel(task, self.dtype), pack(SCAN_ARGS, self.values), threads)

@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 
 from .numba_math import LOG2E, PLAIN, exp, load
 from .numba_rows import LANES, prefetch_row, read_row
-from .numba_runtime import TEAM, arguments_apart, pointer, shift
+from .numba_runtime import TEAM, arguments_apart, pointer, shift, stack
 
 # Tokens between two kept states. The backward pass holds states and decays of one chunk, which fit the second cache.
 CHUNK = 16
@@ -66,16 +66,20 @@ def read_parameters(args, scan, wide, storage, channel, width, A2, weight, bias,
     be above 1: with a positive A, or with steps that may be negative. With `log_A` memory holds log(-A) in place of A.
     """
     arguments_apart()
-    A = pointer(scan.A, wide)
+    A, lowest, highest = pointer(scan.A, wide), stack(LANES, wide), stack(LANES, wide)
     for c in range(LANES):
-        longest[c] = wide(MAX_STEP) if args.softplus else wide(-np.inf)
+        lowest[c] = highest[c] = wide(0)
+        for k in range(args.n):
+            A2[k * LANES + c] = A[(channel + c) * args.n + k] if c < width else wide(0)
     for k in range(args.n):
         for c in range(LANES):
-            a = A[(channel + c) * args.n + k] if c < width else wide(0)
+            a = A2[k * LANES + c]
             a = wide(LOG2E) * (-exp(a) if args.log_A else a)
             A2[k * LANES + c] = a
-            bound = wide(MAX_STEP) if a * wide(MAX_STEP) > wide(-126) else wide(-126) / a
-            longest[c] = wide(-np.inf) if a > wide(0) else min(longest[c], bound)
+            lowest[c], highest[c] = min(lowest[c], a), max(highest[c], a)
+    for c in range(LANES):
+        bound = wide(-126) / min(lowest[c], wide(-126 / MAX_STEP))
+        longest[c] = bound if args.softplus and highest[c] <= wide(0) else wide(-np.inf)
     for c in range(LANES):
         bias[c] = pointer(scan.delta_bias, wide)[channel + c] if scan.delta_bias != 0 and c < width else wide(0)
         D[c] = pointer(scan.D, wide)[channel + c] if scan.D != 0 and c < width else wide(0)

@@ -10,12 +10,22 @@ __all__ = ["scan_floor"]
 import functools
 
 import numpy as np
-import torch
 from numba.extending import register_jitable
 
 from ..kernels.numba_math import PLAIN
 from ..kernels.numba_rows import LANES
-from ..kernels.numba_runtime import TEAM, apart, compile_kernel, pack, pointer, run, scratch_slots, shift, stack
+from ..kernels.numba_runtime import (
+    TEAM,
+    apart,
+    compile_kernel,
+    pack,
+    pointer,
+    run,
+    scratch,
+    scratch_slots,
+    shift,
+    stack,
+)
 from ..kernels.numba_scan_forward import four_states
 from ..kernels.numba_scan_parts import GAP
 
@@ -58,7 +68,6 @@ def scan_floor(b: int, l: int, e: int, n: int) -> None:
     e is taken as a multiple of LANES and n as one of 4. Source: design of `kernels/numba_scan_forward.py`.
     """
     tasks = b * e // LANES
-    threads, size = scratch_slots(tasks), 3 * (n * LANES + GAP)
-    scratch = torch.empty(threads * size)
-    run(_kernel(), pack(ARGS, {"tasks": tasks, "l": l, "n": n, "scratch": scratch.data_ptr(), "scratch_size": size}),
-        threads)
+    threads = scratch_slots(tasks)
+    _memory, place = scratch(threads, 3 * (n * LANES + GAP))
+    run(_kernel(), pack(ARGS, {"tasks": tasks, "l": l, "n": n, **place}), threads)
