@@ -15,9 +15,9 @@ __all__ = ["backward_scratch", "scan_backward_task"]
 import numpy as np
 from numba.extending import register_jitable
 
-from .numba_math import LOG2E, PLAIN, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
+from .numba_math import LOG2E, PLAIN, SELDOM, SUMS, F, decay, exp2, load, sigmoid, softplus, softplus_slope
 from .numba_rows import LANES, move_row, prefetch_row, prefetch_write, read_row
-from .numba_runtime import apart, arguments_apart, pointer, shift, stack
+from .numba_runtime import apart, arguments_apart, out_of_line, pointer, shift, stack
 from .numba_scan_parts import (
     CHUNK,
     GAP,
@@ -107,10 +107,9 @@ def _scan_backward(args, scan, storage, wide, i, block, width, y, is_first, is_l
                 prefetch_row(state_at_start(args, scan, wide, i, chunk - 1, k, channel))
             _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, shift(rows, j * ROWS * LANES),
                             shift(states, j * per_token), shift(decays, j * per_token), g, grad_A, grad_D, grad_bias)
-    for k in range(n):
-        for c in range(width):
-            pointer(scan.grad_A, wide)[(i * args.e + channel + c) * n + k] = grad_A[k * LANES + c]
     for c in range(width):
+        for k in range(n):
+            pointer(scan.grad_A, wide)[(i * args.e + channel + c) * n + k] = grad_A[k * LANES + c]
         pointer(scan.grad_D, wide)[i * args.e + channel + c] = grad_D[c]
         pointer(scan.grad_bias, wide)[i * args.e + channel + c] = grad_bias[c]
 
@@ -165,16 +164,26 @@ def _forward_again(args, scan, storage, wide, i, t, A2, D, tame, y, rows, s, a, 
         _four_states_again(shift(s, k * LANES), shift(s, (n + k) * LANES + GAP), shift(a, k * LANES),
                            shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k))
         k += 4
-    while k < n:
-        Bk, Ck, before, after = load(B, at_B + k), load(C, at_C + k), k * LANES, (n + k) * LANES + GAP
-        for c in range(LANES):
-            a[before + c] = exp2(d[c] * A2[before + c])
-            s[after + c] = a[before + c] * s[before + c] + x[c] * Bk
-            total[c] += s[after + c] * Ck
-        k += 1
+    if k < n:
+        _other_states_again(shift(s, k * LANES), shift(s, (n + k) * LANES + GAP), shift(a, k * LANES),
+                            shift(A2, k * LANES), d, x, total, shift(B, at_B + k), shift(C, at_C + k), n - k)
     if args.z != 0:
         for c in range(LANES):
             y[c] = total[c] if is_first else y[c] + total[c]
+
+
+@register_jitable(**SELDOM)
+def _other_states_again(before, after, a, A2, d, x, total, B, C, count):
+    """Do `count` states of one token."""
+    out_of_line()
+    arguments_apart()
+    for k in range(count):
+        Bk, Ck = load(B, k), load(C, k)
+        for c in range(LANES):
+            at = k * LANES + c
+            a[at] = exp2(d[c] * A2[at])
+            after[at] = a[at] * before[at] + x[c] * Bk
+            total[c] += after[at] * Ck
 
 
 @register_jitable(**PLAIN)
@@ -214,12 +223,11 @@ def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, 
                               grad_y, shift(B, at_B + k), shift(C, at_C + k), shift(g, row), grad_x, grad_d,
                               shift(grad_A, row), shift(grad_B, k), shift(grad_C, k))
         k += 4
-    while k < n:
+    if k < n:
         row = k * LANES
-        _state_backward(shift(s, row), shift(s, row + n * LANES + GAP), shift(a, row), shift(A2, row), d, x, grad_y,
-                        load(B, at_B + k), load(C, at_C + k), shift(g, row), grad_x, grad_d, shift(grad_A, row),
-                        shift(grad_B, k), shift(grad_C, k))
-        k += 1
+        _other_states_backward(shift(s, row), shift(s, row + n * LANES + GAP), shift(a, row), shift(A2, row), d, x,
+                               grad_y, shift(B, at_B + k), shift(C, at_C + k), shift(g, row), grad_x, grad_d,
+                               shift(grad_A, row), shift(grad_B, k), shift(grad_C, k), n - k)
     for c in range(LANES):
         # A2 = A log2(e) took the place of A in the sum
         grad_d[c] = (grad_d[c] * wide(1 / LOG2E) + grad_x[c] * u[c]) * slope[c]
@@ -229,6 +237,18 @@ def _token_backward(args, scan, storage, wide, i, t, block, width, A2, D, rows, 
     at = (i * args.l + t) * args.e + channel
     move_row(grad_x, shift(pointer(scan.grad_u, storage), at), width)
     move_row(grad_d, shift(pointer(scan.grad_delta, storage), at), width)
+
+
+@register_jitable(**SELDOM)
+def _other_states_backward(before, after, a, A2, d, x, grad_y, B, C, g, grad_x, grad_d, grad_A, grad_B, grad_C, count):
+    """Do `count` states of one token."""
+    out_of_line()
+    arguments_apart()
+    for k in range(count):
+        row = k * LANES
+        _state_backward(shift(before, row), shift(after, row), shift(a, row), shift(A2, row), d, x, grad_y, load(B, k),
+                        load(C, k), shift(g, row), grad_x, grad_d, shift(grad_A, row), shift(grad_B, k),
+                        shift(grad_C, k))
 
 
 @register_jitable(**SUMS)
