@@ -8,13 +8,17 @@ and its like are called once by each of `fused_numba.py` and `fused_triton.py`.
 An operator cannot return None, so a gradient that does not exist is a tensor without elements until autograd sees it.
 
 Dispatching an operator with twenty tensors takes longer than the scan of a short sequence. So where nothing could
-notice the difference, in eager mode and without gradients, the function of the kernel module is called directly.
+notice the difference, in eager mode, the function of the kernel module is called directly; with gradients it is called
+by a `torch.autograd.Function`, made of what the operator is made of.
 """
 
 __all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators", "unobserved"]
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .errors import VimlearnError
@@ -33,58 +37,77 @@ def scan_operators(name: str, kernels, projects: bool):
     kernels: a module with `scan_forward`, `scan_backward`, `starts_shape`; projects: whether it takes a `delta_weight`.
     Returns (function as `selective_scan_loop`, function as `bidirectional_scan_loop`).
     """
-    one, two = _one_direction(name, kernels), _two_directions(name, kernels)
+    one, one_eager = _one_direction(name, kernels)
+    two, two_eager = _two_directions(name, kernels)
 
     def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False):
         """Run the scan as one operator. Arguments as `vimlearn.selective_scan`; returns (out, last state)."""
         tensors = (u, delta, A, B, C, D, delta_bias, None, z)
-        if unobserved(tensors):
+        keep = _needs_gradients(tensors)
+        if _only_autograd_observes(tensors):
+            if keep:
+                return one_eager(*tensors, delta_softplus, reverse, True)[:2]
             scans = [Scan(u, delta, A, B, C, D, delta_bias, None, reverse)]
             with no_autocast(u):
                 out, lasts, _ = kernels.scan_forward(scans, z, delta_softplus, 1.0, False)
             return out, lasts[0]
         refuse_forward_mode(name, tensors)
-        out, last, _ = one(*tensors, delta_softplus, reverse, _needs_gradients(tensors))
-        return out, last
+        return one(*tensors, delta_softplus, reverse, keep)[:2]
 
     def bidirectional_scan(forward, backward, z=None, delta_softplus=False, scale=1.0):
         """Run both scans and the gate as one operator. Arguments as `vimlearn.bidirectional_scan`."""
         if not projects:
             forward, backward = forward.projected(), backward.projected()
         tensors = (*forward[:-1], *backward[:-1], z)
-        if unobserved(tensors):
+        keep = _needs_gradients(tensors)
+        if _only_autograd_observes(tensors):
+            if keep:
+                return two_eager(*tensors, delta_softplus, scale, True)[0]
             with no_autocast(forward.u):
                 return kernels.scan_forward([forward, backward], z, delta_softplus, scale, False)[0]
         refuse_forward_mode(name, tensors)
-        return two(*tensors, delta_softplus, scale, _needs_gradients(tensors))[0]
+        return two(*tensors, delta_softplus, scale, keep)[0]
 
     return selective_scan, bidirectional_scan
 
 
+def _eager(forward, setup_context, backward):
+    """Return an operator as a function of autograd alone, of the three parts that an operator is registered with."""
+    def both(ctx, *inputs):
+        output = forward(*inputs)
+        # Not as a method of its own: PyTorch would look up the signature of `forward` in every call.
+        setup_context(ctx, inputs, output)
+        return output
+    return type("Eager", (torch.autograd.Function,), {
+        "forward": staticmethod(both), "backward": staticmethod(once_differentiable(backward))}).apply
+
+
 def _one_direction(name: str, kernels):
-    @torch.library.custom_op(f"vimlearn::scan_{name}", mutates_args=())
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
-             delta_weight: Tensor | None, z: Tensor | None, softplus: bool, reverse: bool,
-             keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
+                delta_weight: Tensor | None, z: Tensor | None, softplus: bool, reverse: bool,
+                keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return out, the last state, and the states that the backward pass needs (empty without `keep`)."""
         scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, reverse)]
         with no_autocast(u):
             out, lasts, starts = kernels.scan_forward(scans, z, softplus, 1.0, keep)
         return out, lasts[0], starts[0]
 
+    scan = torch.library.custom_op(f"vimlearn::scan_{name}", forward, mutates_args=())
+
     @scan.register_fake
     def _(u, delta, A, B, C, D, delta_bias, delta_weight, z, softplus, reverse, keep):
         return _new(u), A.new_empty(u.shape[0], u.shape[2], A.shape[1]), _new_starts(kernels, u, A, keep)
 
-    @torch.library.custom_op(f"vimlearn::scan_{name}_backward", mutates_args=())
-    def scan_backward(grad_out: Tensor, grad_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor,
-                      B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
-                      z: Tensor | None, softplus: bool, reverse: bool) -> list[Tensor]:
+    def gradients(grad_out: Tensor, grad_last: Tensor | None, starts: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+                  B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
+                  z: Tensor | None, softplus: bool, reverse: bool) -> list[Tensor]:
         """Return the gradients of the tensors from u to z."""
         scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, reverse)]
         with no_autocast(u):
             grads, grad_z = kernels.scan_backward(grad_out, [grad_last], scans, [starts], z, softplus, 1.0)
         return _present([*grads[0][:-1], grad_z], u)
+
+    scan_backward = torch.library.custom_op(f"vimlearn::scan_{name}_backward", gradients, mutates_args=())
 
     @scan_backward.register_fake
     def _(grad_out, grad_last, starts, u, delta, A, B, C, D, delta_bias, delta_weight, z, softplus, reverse):
@@ -98,22 +121,21 @@ def _one_direction(name: str, kernels):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[2])
 
-    def backward(ctx, grad_out, grad_last, _):
+    def backward(run, ctx, grad_out, grad_last, _):
         *tensors, starts = ctx.saved_tensors
         grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
-        grads = scan_backward(grad_out, grad_last, starts, *tensors, ctx.softplus, ctx.reverse)
+        grads = run(grad_out, grad_last, starts, *tensors, ctx.softplus, ctx.reverse)
         return *_absent_as_none(grads, tensors), None, None, None
 
-    scan.register_autograd(backward, setup_context=setup_context)
-    return scan
+    scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
+    return scan, _eager(forward, setup_context, functools.partial(backward, gradients))
 
 
 def _two_directions(name: str, kernels):
-    @torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}", mutates_args=())
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
-             delta_weight: Tensor | None, u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor,
-             D_b: Tensor | None, delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None,
-             softplus: bool, scale: float, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
+                delta_weight: Tensor | None, u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor,
+                D_b: Tensor | None, delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None,
+                softplus: bool, scale: float, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return out, and the states of each direction that the backward pass needs (empty without `keep`)."""
         scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, False),
                  Scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_weight_b, True)]
@@ -121,23 +143,27 @@ def _two_directions(name: str, kernels):
             out, _, starts = kernels.scan_forward(scans, z, softplus, scale, keep)
         return out, *starts
 
+    scan = torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}", forward, mutates_args=())
+
     @scan.register_fake
     def _(*args):
         u, A, keep = args[0], args[2], args[-1]
         return _new(u), _new_starts(kernels, u, A, keep), _new_starts(kernels, u, A, keep)
 
-    @torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}_backward", mutates_args=())
-    def scan_backward(grad_out: Tensor, starts: Tensor, starts_b: Tensor, u: Tensor, delta: Tensor, A: Tensor,
-                      B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
-                      u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor, D_b: Tensor | None,
-                      delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None, softplus: bool,
-                      scale: float) -> list[Tensor]:
+    def gradients(grad_out: Tensor, starts: Tensor, starts_b: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+                  B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, delta_weight: Tensor | None,
+                  u_b: Tensor, delta_b: Tensor, A_b: Tensor, B_b: Tensor, C_b: Tensor, D_b: Tensor | None,
+                  delta_bias_b: Tensor | None, delta_weight_b: Tensor | None, z: Tensor | None, softplus: bool,
+                  scale: float) -> list[Tensor]:
         """Return the gradients of the tensors from u to z."""
         scans = [Scan(u, delta, A, B, C, D, delta_bias, delta_weight, False),
                  Scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_weight_b, True)]
         with no_autocast(u):
             grads, grad_z = kernels.scan_backward(grad_out, [None, None], scans, [starts, starts_b], z, softplus, scale)
         return _present([*grads[0][:-1], *grads[1][:-1], grad_z], u)
+
+    scan_backward = torch.library.custom_op(f"vimlearn::bidirectional_scan_{name}_backward", gradients,
+                                            mutates_args=())
 
     @scan_backward.register_fake
     def _(grad_out, starts, starts_b, *args):
@@ -149,14 +175,14 @@ def _two_directions(name: str, kernels):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
 
-    def backward(ctx, grad_out, *_):
+    def backward(run, ctx, grad_out, *_):
         *tensors, starts, starts_b = ctx.saved_tensors
         grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
-        grads = scan_backward(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
+        grads = run(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
         return *_absent_as_none(grads, tensors), None, None, None
 
-    scan.register_autograd(backward, setup_context=setup_context)
-    return scan
+    scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
+    return scan, _eager(forward, setup_context, functools.partial(backward, gradients))
 
 
 def conv_operators(name: str, kernels):
@@ -218,21 +244,23 @@ def norm_operators(name: str, kernels):
 
     Returns a function as `add_rms_norm_loop`.
     """
-    @torch.library.custom_op(f"vimlearn::norm_{name}", mutates_args=())
-    def norm(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(h: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised sum, the sum, and one over its root mean square (b, l)."""
         return kernels.norm_forward(h, residual, weight, eps)
+
+    norm = torch.library.custom_op(f"vimlearn::norm_{name}", forward, mutates_args=())
 
     @norm.register_fake
     def _(h, residual, weight, eps):
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         return _new(h), h.new_empty(h.shape, dtype=wide), h.new_empty(h.shape[:2], dtype=wide)
 
-    @torch.library.custom_op(f"vimlearn::norm_{name}_backward", mutates_args=())
-    def norm_backward(grad_y: Tensor | None, grad_sum: Tensor | None, total: Tensor, weight: Tensor,
-                      rstd: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(grad_y: Tensor | None, grad_sum: Tensor | None, total: Tensor, weight: Tensor,
+                  rstd: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the sum, (b, l, d), and of the weight."""
         return kernels.norm_backward(grad_y, grad_sum, total, weight, rstd)
+
+    norm_backward = torch.library.custom_op(f"vimlearn::norm_{name}_backward", gradients, mutates_args=())
 
     @norm_backward.register_fake
     def _(grad_y, grad_sum, total, weight, rstd):
@@ -244,17 +272,18 @@ def norm_operators(name: str, kernels):
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(output[1], weight, output[2])
 
-    def backward(ctx, grad_y, grad_sum, _):
+    def backward(run, ctx, grad_y, grad_sum, _):
         total, weight, rstd = ctx.saved_tensors
-        grad, grad_weight = norm_backward(grad_y, grad_sum, total, weight, rstd)
+        grad, grad_weight = run(grad_y, grad_sum, total, weight, rstd)
         grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
         return grad.to(ctx.h_dtype), grad_residual, grad_weight, None
 
-    norm.register_autograd(backward, setup_context=setup_context)
+    norm.register_autograd(functools.partial(backward, norm_backward), setup_context=setup_context)
+    eager = _eager(forward, setup_context, functools.partial(backward, gradients))
 
     def run(h, residual, weight, eps=1e-5):
-        if unobserved((h, residual, weight)):
-            return kernels.norm_forward(h, residual, weight, eps)[:2]
+        if _only_autograd_observes((h, residual, weight)):
+            return (eager if _needs_gradients((h, residual, weight)) else forward)(h, residual, weight, eps)[:2]
         refuse_forward_mode(name, (h, residual, weight))
         return norm(h, residual, weight, eps)[:2]
 
@@ -270,12 +299,17 @@ def refuse_forward_mode(backend: str, tensors) -> None:
 
 
 def unobserved(tensors) -> bool:
-    """Return whether nothing would notice if a kernel ran outside an operator.
+    """Return whether nothing would notice if a kernel ran outside an operator."""
+    return not _needs_gradients(tensors) and _only_autograd_observes(tensors)
 
-    Who would: autograd, compilation, tracing, transforms of functions, modes that see every operator (fake tensors,
-    counters of operations), subclasses of tensors, tensors without data, and tangents.
+
+def _only_autograd_observes(tensors) -> bool:
+    """Return whether nothing but autograd would notice if a kernel ran outside an operator.
+
+    Who would: compilation, tracing, transforms of functions, modes that see every operator (fake tensors, counters of
+    operations), subclasses of tensors, tensors without data, and tangents.
     """
-    if torch.compiler.is_compiling() or _needs_gradients(tensors):
+    if torch.compiler.is_compiling():
         return False
     return (PLAIN_TYPES.issuperset(map(type, tensors)) and tensors[0].device.type in ("cpu", "cuda")
             and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import assert_near, with_gradients
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vimlearn import VimlearnError, add_rms_norm, causal_conv1d
 from vimlearn.conv import bidirectional_conv1d
@@ -22,6 +23,18 @@ def norm_inputs(b=2, l=9, d=50, dtype=torch.float64, residual=True):
     tensors = {"h": torch.randn(b, l, d, generator=g).to(dtype), "weight": torch.randn(d, generator=g).to(dtype)}
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return tensors | ({"residual": torch.randn(b, l, d, generator=g).to(wide)} if residual else {})
+
+
+class Names(TorchDispatchMode):
+    """Notes the names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def both(backend, activation="silu"):
@@ -129,16 +142,8 @@ def test_directions_that_do_not_match_are_refused():
 def test_whoever_observes_operators_sees_one():
     """Without an observer the kernel is called directly; a mode or a trace must still see the operator."""
     from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     from vimlearn import selective_scan
-
-    seen = []
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
-            return function(*args, **(kwargs or {}))
 
     u, A = torch.randn(1, 5, 6), -torch.rand(6, 2)
     x, h = conv_inputs(dtype=torch.float32), norm_inputs(dtype=torch.float32)
@@ -148,17 +153,47 @@ def test_whoever_observes_operators_sees_one():
         return y, both("numba")(**x)[0], norm("numba")(**h)[0]
 
     plain = all_three(u)
-    with Names():
+    with Names() as names:
         observed = all_three(u)
     assert all(torch.equal(a, b) for a, b in zip(plain, observed, strict=True))
     wanted = ("vimlearn.scan_numba", "vimlearn.conv_numba", "vimlearn.norm_numba")
-    assert all(any(name in s for s in seen) for name in wanted), seen
+    assert all(any(name in s for s in names.seen) for name in wanted), names.seen
     traced = make_fx(lambda u: selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba"))(u)
     assert "vimlearn.scan_numba" in traced.code
     other = torch.randn(1, 5, 6)
     assert torch.equal(traced(other), all_three(other)[0])
     script = torch.jit.trace(lambda u: selective_scan(u, u, A, u[..., :2], u[..., 2:4], backend="numba"), u)
     assert torch.equal(script(other), all_three(other)[0])
+
+
+def test_gradients_are_the_same_with_an_observer_and_there_are_no_second_ones():
+    """Without an observer autograd calls the kernels, with one it calls the operators."""
+    from vimlearn.kernels.layout import Scan
+
+    from vimlearn import selective_scan
+    from vimlearn.bidirectional import bidirectional_scan
+    g = torch.Generator().manual_seed(0)
+    u, A = torch.randn(2, 20, 6, generator=g), -torch.rand(6, 2, generator=g)
+
+    def scan(u, A):
+        return selective_scan(u, u, A, u[..., :2], u[..., 2:4], u[0, 0], u, backend="numba", return_last_state=True)
+
+    def two(u, A):
+        ends = (Scan(u, u, A, u[..., :2], u[..., 2:4]), Scan(u, u * 2, A, u[..., 2:4], u[..., :2], reverse=True))
+        return bidirectional_scan(*ends, z=u, backend="numba")
+    for name, function, tensors in (("scan", scan, {"u": u, "A": A}), ("bidirectional_scan", two, {"u": u, "A": A}),
+                                    ("norm", norm("numba"), norm_inputs(dtype=torch.float32))):
+        plain = with_gradients(function, tensors)
+        with Names() as names:
+            observed = with_gradients(function, tensors)
+        assert any(f"vimlearn.{name}_numba_backward" in seen for seen in names.seen)
+        assert plain.keys() == observed.keys() and all(torch.equal(plain[k], observed[k]) for k in plain)
+        leaves = {name: x.clone().requires_grad_() for name, x in tensors.items()}
+        y = function(**leaves)
+        grads = torch.autograd.grad((y if torch.is_tensor(y) else y[0]).square().sum(), leaves.values(),
+                                    create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grads[0].sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
