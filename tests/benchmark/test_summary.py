@@ -1,5 +1,6 @@
 """What rows say: crossover, growth, sentences, warnings, the figure."""
 
+import io
 import math
 
 import pytest
@@ -51,6 +52,12 @@ def test_sentences_name_the_crossover_the_ratio_the_memory_and_the_growth():
     assert "its peak memory there is 25.0% (50 of 200 MB)" in text
     power = math.log(64) / math.log(4097 / 257)
     assert f"DeiT-Ti, fused attention: time grows like tokens to the power {power:.2f}" in text
+
+
+def test_large_numbers_are_written_whole():
+    rows = [row("vim-ti", 1248, 762.74, peak_mb=118.4), row("deit-ti-plain", 1248, 12_345.6, peak_mb=84_160.0)]
+    assert "(118 of 84160 MB)" in "\n".join(lines(rows))
+    assert [line.split()[-3::2] for line in summary.table(rows)[1:]] == [["762.7", "118"], ["12346", "84160"]]
 
 
 def test_the_ratio_within_rounds_goes_before_that_of_the_medians():
@@ -126,6 +133,17 @@ def test_the_figure_gives_the_ratio_within_rounds_as_the_summary_does():
     for one in rows:
         del one["ratio"], one["to"]
     assert figure.draw(rows).axes[0].texts[1].get_text() == "2.5 ×"
+
+
+@pytest.mark.parametrize("near", [1.0, 1.09, 1.5])
+def test_what_the_figure_says_of_two_models_that_are_alike_does_not_overlap(near):
+    rows = [row(model, size, ms * size / 256, peak_mb=mb * size) for size in (256, 1248) for model, ms, mb in (
+        ("vim-ti", 1.0, 1.0), ("deit-ti-fused", 5.0, 1.1), ("deit-ti-plain", 5.0 * near, 1.1 * near))]
+    drawn = figure.draw(rows)
+    drawn.savefig(io.BytesIO())
+    for axes in drawn.axes:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
 
 
 def test_figures_are_written_for_settings_with_several_sizes(tmp_path):

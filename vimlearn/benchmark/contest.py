@@ -5,7 +5,7 @@ in each round, one of them is the yardstick, and a row holds the median time and
 is the median over rounds of the ratio within a round.
 """
 
-__all__ = ["Contestant", "contest", "environment", "write_rows"]
+__all__ = ["Contestant", "contest", "environment", "number", "write_rows"]
 
 import csv
 import datetime
@@ -51,10 +51,10 @@ def contest(title: str, contestants: list[Contestant], yardstick: str, rounds: i
             if turn >= warmup:
                 times[contestant.name].append(seconds)
     bar.close()
-    return [{"what": title, "contestant": c.name, "median_ms": _three_digits(1e3 * statistics.median(times[c.name])),
-             "fastest_ms": _three_digits(1e3 * min(times[c.name])),
-             "slowest_ms": _three_digits(1e3 * max(times[c.name])),
-             f"times_{yardstick}": _three_digits(statistics.median(
+    return [{"what": title, "contestant": c.name, "median_ms": number(1e3 * statistics.median(times[c.name])),
+             "fastest_ms": number(1e3 * min(times[c.name])),
+             "slowest_ms": number(1e3 * max(times[c.name])),
+             f"times_{yardstick}": number(statistics.median(
                  mine / base for mine, base in zip(times[c.name], times[yardstick], strict=True))),
              "rounds": rounds} for c in contestants]
 
@@ -69,8 +69,9 @@ def _one_turn(contestant: Contestant) -> float:
     return (time.perf_counter() - start) / contestant.calls
 
 
-def _three_digits(x: float) -> str:
-    return f"{x:.4g}"
+def number(x: float, digits: int = 4) -> str:
+    """Return a number with so many digits that count, and a large one whole: 7188, 85400, where %g says 8.54e+04."""
+    return f"{x:.0f}" if abs(x) >= 10**digits - 0.5 else f"{x:.{digits}g}"
 
 
 def environment(*packages: str, device: str = "auto") -> dict[str, str]:

@@ -19,6 +19,9 @@ from .worker import KILLED, OUT_OF_MEMORY
 LOOKS = {"vim": ("#0072B2", "o", "-"), "fused": ("#D55E00", "s", "--"), "plain": ("#009E73", "^", "-."),
          "resnet": ("#CC79A7", "D", ":")}
 
+# Height of a plot and of a line of text in it, points, about.
+PLOT, LINE = 190, 10.5
+
 
 def draw(rows: Iterable[dict], heading: str = "") -> Figure:
     """Return a figure with two plots over the side of the image: images a second, and peak memory in MB.
@@ -31,9 +34,9 @@ def draw(rows: Iterable[dict], heading: str = "") -> Figure:
     for axes, column, what in zip(figure.subplots(1, 2), ("images_per_second", "peak_mb"),
                                   ("images a second", "peak memory, MB"), strict=True):
         _lines(axes, by_model, column)
-        _ratios(axes, by_model, column)
         _scales(axes, sorted({row["size"] for found in by_model.values() for row in found}), what)
         _make_room(axes, len(by_model))
+        _write(axes, _ratios(axes, by_model, column))
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(heading, fontsize=10)
     return figure
@@ -74,11 +77,13 @@ def _look(model: str) -> tuple[str, str, str]:
     return LOOKS.get(family) or LOOKS[last]
 
 
-def _ratios(axes: Axes, by_model: dict, column: str) -> None:
-    """Write beside each other model's last point how it compares with the first model at that size.
+def _ratios(axes: Axes, by_model: dict, column: str) -> list[tuple]:
+    """Draw an arrow from each other model's last point to the first model's at that size.
 
-    Speeds are compared within rounds where there were rounds, as in the summary.
+    Returns what to write beside the arrows: (x, y, text, colour) each. Speeds are compared within rounds where there
+    were rounds, as in the summary.
     """
+    notes = []
     first, *others = by_model
     mine = {row["size"]: row[column] for row in by_model[first] if row.get(column)}
     for model in others:
@@ -92,8 +97,19 @@ def _ratios(axes: Axes, by_model: dict, column: str) -> None:
                 said = f"{label(first)} takes\n{mine[size] / value:.3g} of it"
             else:
                 said = f"{row['ratio'] if row.get('to') == first else mine[size] / value:.3g} ×"
-            axes.annotate(said, (size, math.sqrt(low * high)), (4, 0), color=_look(model)[0],
-                          textcoords="offset points", va="center", fontsize=8)
+            notes.append((size, math.sqrt(low * high), said, _look(model)[0]))
+    return notes
+
+
+def _write(axes: Axes, notes: list[tuple]) -> None:
+    """Write (x, y, text, colour) beside its place each, and where that is taken, above the text that lies there."""
+    low, high = axes.get_ylim()
+    taken = 0
+    for x, y, said, color in sorted(notes, key=lambda note: note[1]):
+        at, half = PLOT * math.log(y / low, high / low), LINE / 2 * len(said.splitlines())
+        middle = max(at, taken + half)
+        axes.annotate(said, (x, y), (4, middle - at), color=color, textcoords="offset points", va="center", fontsize=8)
+        taken = middle + half
 
 
 def _scales(axes: Axes, sizes: list[int], what: str) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from .case import Case, build, check
-from .contest import Contestant, contest
+from .contest import Contestant, contest, number
 from .counts import WIDTHS
 from .scan_floor import scan_floor
 
@@ -76,9 +76,9 @@ def floor_lines(rows: list[dict]) -> list[str]:
         ms = {row["contestant"]: float(row["median_ms"]) for row in rows if row["what"] == what}
         scans = ms["floor: scans"]
         moved = sum(ms[f"floor: {name}"] for name in MOVING)
-        found.append(f"{what}: {ms['network']:.3g} ms, {ms['network'] / ms['floor']:.2f} times its floor of "
-                     f"{ms['floor']:.3g} ms, which is scans {scans:.3g}, matrix products "
-                     f"{ms['floor'] - scans - moved:.3g}, bytes {moved:.2g}")
+        found.append(f"{what}: {number(ms['network'], 3)} ms, {ms['network'] / ms['floor']:.2f} times its floor of "
+                     f"{number(ms['floor'], 3)} ms, which is scans {number(scans, 3)}, "
+                     f"matrix products {number(ms['floor'] - scans - moved, 3)}, bytes {moved:.2g}")
     return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from .case import Case, label
+from .contest import number
 from .table import case_of
 
 # The paper's smallest size, which the cost of a token is compared with, pixels.
@@ -68,8 +69,8 @@ def table(rows: Iterable[dict]) -> list[str]:
         if row.get("median_ms") is None:
             found.append(f"{what:44} {row['status']}")
             continue
-        ratio, peak = (f"{value:.3g}" if (value := row.get(name)) is not None else "" for name in ("ratio", "peak_mb"))
-        found.append(f"{what:44}{row['median_ms']:9.4g} {row['spread']:7.0%} {ratio:>6} {peak:>8}")
+        ratio, peak = ("" if row.get(name) is None else number(row[name], 3) for name in ("ratio", "peak_mb"))
+        found.append(f"{what:44}{number(row['median_ms']):>9} {row['spread']:7.0%} {ratio:>6} {peak:>8}")
     return found
 
 
@@ -144,8 +145,8 @@ def _against(first: str, other: str, mine: list[dict], its: list[dict]) -> list[
         said = f"{us} is faster than {them} from {at:.0f} pixels on, {ratios[-1]:.2f} times at {sizes[-1]}"
     row, m = both[-1]
     if row.get("peak_mb") and m.get("peak_mb"):
-        said += f"; its peak memory there is {m['peak_mb'] / row['peak_mb']:.1%} ({m['peak_mb']:.3g} of " \
-                f"{row['peak_mb']:.3g} MB)"
+        said += f"; its peak memory there is {m['peak_mb'] / row['peak_mb']:.1%} ({number(m['peak_mb'], 3)} of " \
+                f"{number(row['peak_mb'], 3)} MB)"
     return [f"  {said}"]
 
 
