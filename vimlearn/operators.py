@@ -71,14 +71,17 @@ def scan_operators(name: str, kernels, projects: bool):
     return selective_scan, bidirectional_scan
 
 
-def _eager(forward, setup_context, backward):
-    """Return an operator as a function of autograd alone, of the three parts that an operator is registered with."""
+def _eager(name: str, forward, setup_context, backward):
+    """Return an operator as a function of autograd alone, of the three parts that an operator is registered with.
+
+    Its results show the name, as in grad_fn=<ScanNumbaBackward>.
+    """
     def both(ctx, *inputs):
         output = forward(*inputs)
         # Not as a method of its own: PyTorch would look up the signature of `forward` in every call.
         setup_context(ctx, inputs, output)
         return output
-    return type("Eager", (torch.autograd.Function,), {
+    return type(name.title().replace("_", ""), (torch.autograd.Function,), {
         "forward": staticmethod(both), "backward": staticmethod(once_differentiable(backward))}).apply
 
 
@@ -128,7 +131,7 @@ def _one_direction(name: str, kernels):
         return *_absent_as_none(grads, tensors), None, None, None
 
     scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
-    return scan, _eager(forward, setup_context, functools.partial(backward, gradients))
+    return scan, _eager(f"scan_{name}", forward, setup_context, functools.partial(backward, gradients))
 
 
 def _two_directions(name: str, kernels):
@@ -182,7 +185,7 @@ def _two_directions(name: str, kernels):
         return *_absent_as_none(grads, tensors), None, None, None
 
     scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
-    return scan, _eager(forward, setup_context, functools.partial(backward, gradients))
+    return scan, _eager(f"bidirectional_scan_{name}", forward, setup_context, functools.partial(backward, gradients))
 
 
 def conv_operators(name: str, kernels):
@@ -190,24 +193,27 @@ def conv_operators(name: str, kernels):
 
     Returns a function (x, convs, silu) -> list of outputs, one for each `Conv`.
     """
-    @torch.library.custom_op(f"vimlearn::conv_{name}", mutates_args=())
-    def conv(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool], silu: bool) -> list[Tensor]:
+    def forward(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
+                silu: bool) -> list[Tensor]:
         """Return one output a weight; there are as many biases as weights, or none."""
         with no_autocast(x):
             return kernels.conv_forward(x, _convs(weights, biases, reverse), silu)
+
+    conv = torch.library.custom_op(f"vimlearn::conv_{name}", forward, mutates_args=())
 
     @conv.register_fake
     def _(x, weights, biases, reverse, silu):
         return [_new(x) for _ in weights]
 
-    @torch.library.custom_op(f"vimlearn::conv_{name}_backward", mutates_args=())
-    def conv_backward(grads: list[Tensor], x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
-                      silu: bool) -> list[Tensor]:
+    def gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
+                  silu: bool) -> list[Tensor]:
         """Return the gradients of x, of the weights and of the biases, one after the other."""
         with no_autocast(x):
             grad_x, of_weights = kernels.conv_backward(grads, x, _convs(weights, biases, reverse), silu)
         # Small copies: a kernel may cut several tensors from one piece of memory, and an operator must not return such.
         return [grad_x, *(w.clone() for w, _ in of_weights), *(b.clone() for _, b in of_weights if b is not None)]
+
+    conv_backward = torch.library.custom_op(f"vimlearn::conv_{name}_backward", gradients, mutates_args=())
 
     @conv_backward.register_fake
     def _(grads, x, weights, biases, reverse, silu):
@@ -218,23 +224,36 @@ def conv_operators(name: str, kernels):
         ctx.count = len(weights)
         ctx.save_for_backward(x, *weights, *biases)
 
-    def backward(ctx, grads):
+    def backward(run, ctx, grads):
         x, *rest = ctx.saved_tensors
         weights, biases = rest[:ctx.count], rest[ctx.count:]
         grads = [torch.zeros_like(x) if g is None else g for g in grads]
-        grad_x, *rest = conv_backward(grads, x, weights, biases, ctx.reverse, ctx.silu)
+        grad_x, *rest = run(grads, x, weights, biases, ctx.reverse, ctx.silu)
         return grad_x, rest[:ctx.count], rest[ctx.count:], None, None
 
-    conv.register_autograd(backward, setup_context=setup_context)
+    conv.register_autograd(functools.partial(backward, conv_backward), setup_context=setup_context)
+
+    # A function of autograd takes and returns no lists: (x, reverse, silu, *weights, *biases) -> outputs.
+    def nested(x, reverse, silu, *rest):
+        return x, rest[:len(reverse)], rest[len(reverse):], reverse, silu
+
+    def flat_backward(ctx, *grads):
+        grad_x, weights, biases, *_ = backward(gradients, ctx, grads)
+        return grad_x, None, None, *weights, *biases
+
+    eager = _eager(f"conv_{name}", lambda *flat: tuple(forward(*nested(*flat))),
+                   lambda ctx, flat, output: setup_context(ctx, nested(*flat), output), flat_backward)
 
     def run(x: Tensor, convs: list[Conv], silu: bool) -> list[Tensor]:
-        tensors = (x, *(t for c in convs for t in c[:2]))
-        if unobserved(tensors):
-            with no_autocast(x):
-                return kernels.conv_forward(x, convs, silu)
+        weights, biases, reverse = zip(*convs, strict=True)
+        biases = [bias for bias in biases if bias is not None]
+        tensors = (x, *weights, *biases)
+        if _only_autograd_observes(tensors):
+            if _needs_gradients(tensors):
+                return list(eager(x, reverse, silu, *weights, *biases))
+            return forward(x, weights, biases, reverse, silu)
         refuse_forward_mode(name, tensors)
-        biases = [c.bias for c in convs if c.bias is not None]
-        return conv(x, [c.weight for c in convs], biases, [c.reverse for c in convs], silu)
+        return conv(x, list(weights), biases, list(reverse), silu)
 
     return run
 
@@ -279,7 +298,7 @@ def norm_operators(name: str, kernels):
         return grad.to(ctx.h_dtype), grad_residual, grad_weight, None
 
     norm.register_autograd(functools.partial(backward, norm_backward), setup_context=setup_context)
-    eager = _eager(forward, setup_context, functools.partial(backward, gradients))
+    eager = _eager(f"norm_{name}", forward, setup_context, functools.partial(backward, gradients))
 
     def run(h, residual, weight, eps=1e-5):
         if _only_autograd_observes((h, residual, weight)):

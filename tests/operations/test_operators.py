@@ -181,17 +181,21 @@ def test_gradients_are_the_same_with_an_observer_and_there_are_no_second_ones():
     def two(u, A):
         ends = (Scan(u, u, A, u[..., :2], u[..., 2:4]), Scan(u, u * 2, A, u[..., 2:4], u[..., :2], reverse=True))
         return bidirectional_scan(*ends, z=u, backend="numba")
+    conv = conv_inputs(dtype=torch.float32)
+    without_biases = {name: x for name, x in conv.items() if "bias" not in name}
     for name, function, tensors in (("scan", scan, {"u": u, "A": A}), ("bidirectional_scan", two, {"u": u, "A": A}),
-                                    ("norm", norm("numba"), norm_inputs(dtype=torch.float32))):
+                                    ("norm", norm("numba"), norm_inputs(dtype=torch.float32)),
+                                    ("conv", both("numba"), conv), ("conv", both("numba"), without_biases)):
         plain = with_gradients(function, tensors)
         with Names() as names:
             observed = with_gradients(function, tensors)
         assert any(f"vimlearn.{name}_numba_backward" in seen for seen in names.seen)
         assert plain.keys() == observed.keys() and all(torch.equal(plain[k], observed[k]) for k in plain)
-        leaves = {name: x.clone().requires_grad_() for name, x in tensors.items()}
+        leaves = {key: x.clone().requires_grad_() for key, x in tensors.items()}
         y = function(**leaves)
-        grads = torch.autograd.grad((y if torch.is_tensor(y) else y[0]).square().sum(), leaves.values(),
-                                    create_graph=True)
+        y = y if torch.is_tensor(y) else y[0]
+        assert y.grad_fn.name() == f"{name}_numba".title().replace("_", "") + "Backward"
+        grads = torch.autograd.grad(y.square().sum(), leaves.values(), create_graph=True)
         with pytest.raises(RuntimeError, match="differentiate twice"):
             grads[0].sum().backward()
 
