@@ -1,5 +1,10 @@
 """Runs with everything that draws, stopped where a test wants it, and compared to the bit."""
 
+import contextlib
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 from drawn_images import RANDOM, options, plain
@@ -57,6 +62,36 @@ def run_until(count, run):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCutError):
         stop_at(patch, count, power_cut)
         train(run)
+
+
+@contextlib.contextmanager
+def running(*words, **settings):
+    """Run `python -m` with these words, and end it with the block: a test that fails must not wait for what hangs."""
+    with subprocess.Popen([sys.executable, "-m", *words], text=True, **settings) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                # A launcher takes half a minute to end processes that do not listen.
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_for(ready, process, seconds=120):
+    """Wait until `ready()`, for a run that goes on."""
+    until = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "the run hangs"
+        time.sleep(0.005)
+
+
+def rows_of(folder) -> int:
+    """Return how many epochs the log of a run holds, 0 where it has none yet."""
+    log = folder / "log.csv"
+    return len(read_log(log)) if log.exists() else 0
 
 
 def contents(folder):

@@ -4,14 +4,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from drawn_images import command_line, make_shards, make_tree, options, plain
 from safetensors.torch import load_file
+from stopped_runs import rows_of, running, wait_for
 
 from vimlearn.training import read_log, train
 from vimlearn.training import state as states
@@ -30,9 +29,9 @@ def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp("images") / "tree")
 
 
-def launch(launcher, args, **settings):
-    return subprocess.Popen([sys.executable, "-m", *launcher, "-m", "vimlearn.cli", *args], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **settings)
+def launch(launcher, args):
+    return running(*launcher, "-m", "vimlearn.cli", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -45,7 +44,7 @@ def test_two_processes_stop_together_go_on_and_equal_one(tree, tmp_path):
     folder, settings = tmp_path / "run", {**SETTINGS, "epochs": 30}
     args = command_line(tree, **settings, output=folder, resume="auto")
     with launch(TORCHRUN, args) as process:
-        wait_for_rows(process, folder, 2)
+        wait_for(lambda: rows_of(folder) >= 2, process)
         # To one of the two alone, and not to the one that writes
         os.kill(process_of_rank(1, folder), signal.SIGTERM)
         out, err = process.communicate(timeout=120)
@@ -69,13 +68,6 @@ def test_two_processes_stop_together_go_on_and_equal_one(tree, tmp_path):
     weights = load_file(folder / "model.safetensors")
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(weights[name], value, **TOLERANCE, msg=name)
-
-
-def wait_for_rows(process, folder, count):
-    until = time.monotonic() + 120
-    while not (folder / "log.csv").exists() or len(read_log(folder / "log.csv")) < count:
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.01)
 
 
 def process_of_rank(rank, folder) -> int:

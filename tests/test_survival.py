@@ -3,17 +3,17 @@
 import os
 import signal
 import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from drawn_images import RANDOM, command_line, options, plain
-from stopped_runs import EPOCHS, STEPS, assert_same_run, random_run, run_until, stop_at
+from stopped_runs import EPOCHS, STEPS, assert_same_run, random_run, rows_of, run_until, running, stop_at, wait_for
 
 from vimlearn import cli
 from vimlearn.training import read_log, train
 from vimlearn.training import state as states
+from vimlearn.training.interrupt import Stopped
+from vimlearn.training.processes import Processes
 from vimlearn.training.trainer import Trainer
 from vimlearn.workers import leave_signals
 
@@ -54,9 +54,8 @@ def test_killed_in_the_middle_and_started_again(tree, tmp_path, capfd):
     settings = {**RANDOM, "epochs": 12, "save_steps": 2}
     killed, untouched = tmp_path / "killed", tmp_path / "untouched"
     command = command_line(tree, **settings, resume="auto", output=killed)
-    with subprocess.Popen([sys.executable, "-m", "vimlearn.cli", *command]) as process:
-        wait_for(lambda: len(list(killed.glob("states/epoch-*"))) == 2 and len(read_log(killed / "log.csv")) > 1,
-                 process)
+    with running("vimlearn.cli", *command) as process:
+        wait_for(lambda: len(list(killed.glob("states/epoch-*"))) == 2 and rows_of(killed) > 1, process)
         process.kill()
     before = read_log(killed / "log.csv")
     assert process.returncode == -signal.SIGKILL and 1 < len(before) < 12
@@ -66,13 +65,6 @@ def test_killed_in_the_middle_and_started_again(tree, tmp_path, capfd):
     # It went on from where it was: the finished epochs keep their times.
     assert read_log(killed / "log.csv")[:len(before)] == before
     assert "Traceback" not in capfd.readouterr().err
-
-
-def wait_for(ready, process, seconds=90):
-    until = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None and time.monotonic() < until, "the run ended, or hangs"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -95,12 +87,27 @@ def test_a_signal_saves_the_step_under_way(tree, whole, tmp_path, monkeypatch, c
     assert_same_run(tmp_path, whole)
 
 
+def test_a_signal_that_comes_when_the_step_is_agreed_on_ends_the_next_one(tree, tmp_path, monkeypatch):
+    """Other processes do not know of it yet: whoever stopped here would leave them waiting in their next step."""
+    agree, told = Processes.agree, []
+
+    def agree_and_get_a_signal(self, sums, number):
+        told.append(number)
+        found = agree(self, sums, number)
+        if len(told) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+    monkeypatch.setattr(Processes, "agree", agree_and_get_a_signal)
+    with pytest.raises(Stopped, match="after step 3 of epoch 1"):
+        train(random_run(tree, tmp_path))
+    assert told == [0, 0, signal.SIGTERM]
+
+
 def test_a_signal_to_the_whole_group_waits_for_the_images_of_the_step(tree, tmp_path):
     """As a batch system or Ctrl-C in a terminal sends it: the processes that read images get it too."""
     args = command_line(tree, **RANDOM, epochs=500, workers=2, output=tmp_path)
-    with subprocess.Popen([sys.executable, "-m", "vimlearn.cli", *args], stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:
-        wait_for(lambda: (tmp_path / "log.csv").exists() and len(read_log(tmp_path / "log.csv")) > 1, process)
+    with running("vimlearn.cli", *args, stderr=subprocess.PIPE, start_new_session=True) as process:
+        wait_for(lambda: rows_of(tmp_path) > 1, process)
         os.killpg(process.pid, signal.SIGTERM)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, err

@@ -76,12 +76,12 @@ def _run(trainer: Trainer, state: State, on_epoch, request: Request) -> Result:
         while state.epoch <= options.recipe.epochs:
             for _ in trainer.steps(state, request):
                 bar.update(batch)
-                if request.signal or state.step % options.run.save_steps == 0:
+                if request.agreed or state.step % options.run.save_steps == 0:
                     trainer.save(state)
-                if request.signal:
+                if request.agreed:
                     # The first process to end has the others ended, and one of them is writing.
                     trainer.processes.wait()
-                    raise Stopped(request.signal, _farewell(trainer, state))
+                    raise Stopped(request.agreed, _farewell(trainer, state))
             row, heldout = trainer.look(state)
             bar.set_postfix_str(f"epoch {state.epoch}, held out {heldout.accuracy:.2%}")
             state.end_epoch(row)

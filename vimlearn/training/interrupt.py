@@ -13,9 +13,14 @@ import torch
 
 @dataclass
 class Request:
-    """The signal that asked the run to stop; 0 while none did."""
+    """The signal that asked the run to stop; 0 while none did.
+
+    signal: what this process got, at any moment. agreed: what all processes knew of at their last step. They act on
+    the latter alone: else one would stop, and the others would wait for it in the next step.
+    """
 
     signal: int = 0
+    agreed: int = 0
 
 
 class Stopped(KeyboardInterrupt):

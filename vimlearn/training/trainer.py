@@ -118,7 +118,7 @@ class Trainer:
             sums["right"] += (logits.argmax(1) == truth).sum().item()
             sums["unreadable"] += len(batch.unreadable)
         norm = self.processes.limit_gradient(self.options.recipe.clip_grad)
-        sums, request.signal = self.processes.agree(sums, request.signal)
+        sums, request.agreed = self.processes.agree(sums, request.signal)
         finite = math.isfinite(sums["loss"]) and self.processes.is_usable(norm)
         if finite:
             self.processes.step()
