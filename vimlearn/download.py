@@ -19,7 +19,7 @@ KNOWN_SHA256 = {
     "vim_t_midclstok_76p1acc.pth": "fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5",
     "vim_t_midclstok_ft_78p3acc.pth": "9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54",
     "vim_cifar10.safetensors": "e5e13a9144d5267ca2813c106e6e05e96c17bb38891abbabb0fa7c3b5212d4a8",
-    "vim_scenes.safetensors": "6fcba8ed5bdc5e0036ceb2922e59e5461f6a25727e13c23a3c74332c39c76049",
+    "vim_scenes.safetensors": "b790fe4caf028e9179ed31a07ed6a641e83d3446b150ecd3553e2104d1595720",
 }
 HUB = "hub:"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
