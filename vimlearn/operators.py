@@ -9,16 +9,14 @@ An operator cannot return None, so a gradient that does not exist is a tensor wi
 
 Dispatching an operator with twenty tensors takes longer than the scan of a short sequence. So where nothing could
 notice the difference, in eager mode, the function of the kernel module is called directly; with gradients it is called
-by a `torch.autograd.Function`, made of what the operator is made of.
+by a `torch.autograd.Function`, made of what the operator is made of. The backward pass asks the same question again for
+itself.
 """
 
 __all__ = ["conv_operators", "norm_operators", "refuse_forward_mode", "scan_operators", "unobserved"]
 
-import functools
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .errors import VimlearnError
@@ -82,7 +80,34 @@ def _eager(name: str, forward, setup_context, backward):
         setup_context(ctx, inputs, output)
         return output
     return type(name.title().replace("_", ""), (torch.autograd.Function,), {
-        "forward": staticmethod(both), "backward": staticmethod(once_differentiable(backward))}).apply
+        "forward": staticmethod(both), "backward": staticmethod(backward)}).apply
+
+
+def _unless_observed(name: str, kernel, operator):
+    """Return a function for backward passes: the kernel where nothing observes, else the operator around it.
+
+    The forward pass cannot decide it: a backward pass may be compiled, traced or batched on its own. Whoever will
+    differentiate again observes too, because the operator says that it has no second derivatives.
+    """
+    def refuse(ctx, *grads):
+        raise VimlearnError(f"backend {name!r} has no second derivatives; use backend='loop'")
+    operator.register_autograd(refuse)
+
+    def run(*args):
+        tensors = list(_tensors_in(args))
+        if not torch.is_grad_enabled() and _only_autograd_observes(tensors):
+            return kernel(*args)
+        refuse_forward_mode(name, tensors)
+        return operator(*args)
+    return run
+
+
+def _tensors_in(args):
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _tensors_in(arg)
 
 
 def _one_direction(name: str, kernels):
@@ -124,14 +149,16 @@ def _one_direction(name: str, kernels):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[2])
 
-    def backward(run, ctx, grad_out, grad_last, _):
+    run_backward = _unless_observed(name, gradients, scan_backward)
+
+    def backward(ctx, grad_out, grad_last, _):
         *tensors, starts = ctx.saved_tensors
         grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
-        grads = run(grad_out, grad_last, starts, *tensors, ctx.softplus, ctx.reverse)
+        grads = run_backward(grad_out, grad_last, starts, *tensors, ctx.softplus, ctx.reverse)
         return *_absent_as_none(grads, tensors), None, None, None
 
-    scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
-    return scan, _eager(f"scan_{name}", forward, setup_context, functools.partial(backward, gradients))
+    scan.register_autograd(backward, setup_context=setup_context)
+    return scan, _eager(f"scan_{name}", forward, setup_context, backward)
 
 
 def _two_directions(name: str, kernels):
@@ -178,14 +205,16 @@ def _two_directions(name: str, kernels):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
 
-    def backward(run, ctx, grad_out, *_):
+    run_backward = _unless_observed(name, gradients, scan_backward)
+
+    def backward(ctx, grad_out, *_):
         *tensors, starts, starts_b = ctx.saved_tensors
         grad_out = torch.zeros_like(tensors[0]) if grad_out is None else grad_out
-        grads = run(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
+        grads = run_backward(grad_out, starts, starts_b, *tensors, ctx.softplus, ctx.scale)
         return *_absent_as_none(grads, tensors), None, None, None
 
-    scan.register_autograd(functools.partial(backward, scan_backward), setup_context=setup_context)
-    return scan, _eager(f"bidirectional_scan_{name}", forward, setup_context, functools.partial(backward, gradients))
+    scan.register_autograd(backward, setup_context=setup_context)
+    return scan, _eager(f"bidirectional_scan_{name}", forward, setup_context, backward)
 
 
 def conv_operators(name: str, kernels):
@@ -193,9 +222,12 @@ def conv_operators(name: str, kernels):
 
     Returns a function (x, convs, silu) -> list of outputs, one for each `Conv`.
     """
-    def forward(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
+    def forward(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[int],
                 silu: bool) -> list[Tensor]:
-        """Return one output a weight; there are as many biases as weights, or none."""
+        """Return one output a weight; there are as many biases as weights, or none.
+
+        reverse holds 0 and 1, because torch.jit traces no list of bools.
+        """
         with no_autocast(x):
             return kernels.conv_forward(x, _convs(weights, biases, reverse), silu)
 
@@ -205,7 +237,7 @@ def conv_operators(name: str, kernels):
     def _(x, weights, biases, reverse, silu):
         return [_new(x) for _ in weights]
 
-    def gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[bool],
+    def gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: list[int],
                   silu: bool) -> list[Tensor]:
         """Return the gradients of x, of the weights and of the biases, one after the other."""
         with no_autocast(x):
@@ -224,21 +256,23 @@ def conv_operators(name: str, kernels):
         ctx.count = len(weights)
         ctx.save_for_backward(x, *weights, *biases)
 
-    def backward(run, ctx, grads):
+    run_backward = _unless_observed(name, gradients, conv_backward)
+
+    def backward(ctx, grads):
         x, *rest = ctx.saved_tensors
         weights, biases = rest[:ctx.count], rest[ctx.count:]
         grads = [torch.zeros_like(x) if g is None else g for g in grads]
-        grad_x, *rest = run(grads, x, weights, biases, ctx.reverse, ctx.silu)
+        grad_x, *rest = run_backward(grads, x, weights, biases, ctx.reverse, ctx.silu)
         return grad_x, rest[:ctx.count], rest[ctx.count:], None, None
 
-    conv.register_autograd(functools.partial(backward, conv_backward), setup_context=setup_context)
+    conv.register_autograd(backward, setup_context=setup_context)
 
     # A function of autograd takes and returns no lists: (x, reverse, silu, *weights, *biases) -> outputs.
     def nested(x, reverse, silu, *rest):
         return x, rest[:len(reverse)], rest[len(reverse):], reverse, silu
 
     def flat_backward(ctx, *grads):
-        grad_x, weights, biases, *_ = backward(gradients, ctx, grads)
+        grad_x, weights, biases, *_ = backward(ctx, grads)
         return grad_x, None, None, *weights, *biases
 
     eager = _eager(f"conv_{name}", lambda *flat: tuple(forward(*nested(*flat))),
@@ -253,7 +287,7 @@ def conv_operators(name: str, kernels):
                 return list(eager(x, reverse, silu, *weights, *biases))
             return forward(x, weights, biases, reverse, silu)
         refuse_forward_mode(name, tensors)
-        return conv(x, list(weights), biases, list(reverse), silu)
+        return conv(x, list(weights), biases, list(map(int, reverse)), silu)
 
     return run
 
@@ -291,14 +325,16 @@ def norm_operators(name: str, kernels):
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(output[1], weight, output[2])
 
-    def backward(run, ctx, grad_y, grad_sum, _):
+    run_backward = _unless_observed(name, gradients, norm_backward)
+
+    def backward(ctx, grad_y, grad_sum, _):
         total, weight, rstd = ctx.saved_tensors
-        grad, grad_weight = run(grad_y, grad_sum, total, weight, rstd)
+        grad, grad_weight = run_backward(grad_y, grad_sum, total, weight, rstd)
         grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
         return grad.to(ctx.h_dtype), grad_residual, grad_weight, None
 
-    norm.register_autograd(functools.partial(backward, norm_backward), setup_context=setup_context)
-    eager = _eager(f"norm_{name}", forward, setup_context, functools.partial(backward, gradients))
+    norm.register_autograd(backward, setup_context=setup_context)
+    eager = _eager(f"norm_{name}", forward, setup_context, backward)
 
     def run(h, residual, weight, eps=1e-5):
         if _only_autograd_observes((h, residual, weight)):
@@ -326,14 +362,17 @@ def _only_autograd_observes(tensors) -> bool:
     """Return whether nothing but autograd would notice if a kernel ran outside an operator.
 
     Who would: compilation, tracing, transforms of functions, modes that see every operator (fake tensors, counters of
-    operations), subclasses of tensors, tensors without data, and tangents.
+    operations), subclasses of tensors, and tangents. And no kernel can read tensors without memory, nor those whose
+    numbers are not those in memory: negated when they are read, or zeros that were never written.
     """
     if torch.compiler.is_compiling():
         return False
+    there = [x for x in tensors if x is not None]
     return (PLAIN_TYPES.issuperset(map(type, tensors)) and tensors[0].device.type in ("cpu", "cuda")
             and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
             and not is_in_torch_dispatch_mode() and torch.autograd.forward_ad._current_level < 0
-            and not torch.overrides._get_current_function_mode_stack())
+            and not torch.overrides._get_current_function_mode_stack() and all(map(torch._C._has_storage, there))
+            and not any(map(Tensor.is_neg, there)) and not any(map(Tensor._is_zerotensor, there)))
 
 
 def _needs_gradients(tensors) -> bool:

@@ -40,6 +40,26 @@ def test_compile_values_and_gradients(network, backend):
     assert_near(gradients(network, compiled, images), gradients(network, network, images), 1e-4)
 
 
+def test_a_loss_may_be_compiled_without_the_network(network):
+    """Its backward pass is traced through a forward pass that was not."""
+    images, labels = torch.randn(2, 3, 16, 16), torch.tensor([0, 3])
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    expected = {name: p.grad.clone() for name, p in network.named_parameters()}
+    network.zero_grad()
+    step = torch.compile(lambda logits: torch.nn.functional.cross_entropy(logits, labels).backward(),
+                         backend="aot_eager")
+    step(network(images))
+    assert_near({name: p.grad for name, p in network.named_parameters()}, expected, 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_trace(network):
+    traced = torch.jit.trace(network.eval(), torch.randn(1, 3, 16, 16))
+    images = torch.randn(3, 3, 16, 16)
+    assert_near({"logits": traced(images)}, {"logits": network(images)}, 1e-5)
+
+
 def test_compile_with_a_changing_batch(network):
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
     for b in (2, 3, 5):

@@ -196,8 +196,94 @@ def test_gradients_are_the_same_with_an_observer_and_there_are_no_second_ones():
         y = y if torch.is_tensor(y) else y[0]
         assert y.grad_fn.name() == f"{name}_numba".title().replace("_", "") + "Backward"
         grads = torch.autograd.grad(y.square().sum(), leaves.values(), create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
+        with pytest.raises(VimlearnError, match="'numba' has no second derivatives"):
             grads[0].sum().backward()
+
+
+def one_scan(u):
+    from vimlearn import selective_scan
+    return selective_scan(u, u, -torch.ones(70, 2), u[..., :2], u[..., 2:4], backend="numba")
+
+
+def one_conv(x):
+    tensors = conv_inputs(dtype=torch.float32)
+    return causal_conv1d(x, tensors["weight"], tensors["bias"], activation="silu", backend="numba")
+
+
+def one_norm(h):
+    return add_rms_norm(h, None, torch.linspace(0.5, 2, 70), backend="numba")[0]
+
+
+EACH = pytest.mark.parametrize("function", [one_scan, one_conv, one_norm])
+
+
+def leaf():
+    return torch.randn(2, 9, 70, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@EACH
+def test_a_backward_pass_may_be_traced_where_the_forward_pass_was_not(function):
+    """Kernels must not read the addresses of tensors that stand for others."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    x = leaf()
+    y = function(x)
+    expected, = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+
+    def again(ones):
+        return torch.autograd.grad(y, x, ones, retain_graph=True)[0]
+    traced = make_fx(again)(torch.ones_like(y))
+    assert "_numba_backward" in traced.code
+    torch.testing.assert_close(traced(torch.ones_like(y)), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = again(mode.from_tensor(torch.ones_like(y)))
+    assert type(fake) is not torch.Tensor and fake.shape == x.shape
+
+
+@EACH
+def test_a_loss_may_be_compiled_alone_with_its_backward_pass(function):
+    x = leaf()
+    y = function(x)
+    expected, = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+    torch.compile(lambda y: y.square().sum().backward(), backend="eager")(y)
+    torch.testing.assert_close(x.grad, expected)
+
+
+@EACH
+def test_whoever_differentiates_twice_gets_an_error_and_no_zeros(function):
+    x = leaf()
+    # The gradient that comes in is a constant here.
+    gradient, = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    with pytest.raises(VimlearnError, match="no second derivatives; use backend='loop'"):
+        torch.autograd.grad(gradient.square().sum(), x)
+    gradient, = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    with pytest.raises(VimlearnError, match="no second derivatives"):
+        torch.autograd.grad(gradient.sum(), x, allow_unused=True)
+
+
+@EACH
+def test_a_gradient_without_memory_of_its_own_is_no_crash(function):
+    x = leaf()
+    y = function(x)
+    rows = torch.randn(3, *y.shape)
+    expected = torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in rows])
+    try:
+        found, = torch.autograd.grad(y, x, rows, is_grads_batched=True)
+    except RuntimeError as error:
+        assert "Batching rule not implemented" in str(error)
+    else:
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_numbers_that_are_negated_when_they_are_read(gradients):
+    weight = torch.randn(70, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).conj().imag
+    x = leaf() if gradients else leaf().detach()
+    assert weight.is_neg()
+    found, expected = (causal_conv1d(x, w, backend="numba") for w in (weight, weight.resolve_neg()))
+    assert torch.equal(found, expected)
+    if gradients:
+        assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
