@@ -135,6 +135,21 @@ def test_second_ctrl_c_does_not_wait_for_the_step(tree, tmp_path, monkeypatch):
     assert (states.newest_state(tmp_path).epoch, states.newest_state(tmp_path).step) == (1, 1)
 
 
+def test_a_folder_belongs_to_one_process_at_a_time(tree, tmp_path, capsys):
+    """As where a scheduler starts a run again that still goes on. The lock dies with its process, however that ends."""
+    args = command_line(tree, **RANDOM, epochs=500, workers=2, output=tmp_path, resume="auto")
+    with running("vimlearn.cli", *args) as process:
+        wait_for(lambda: rows_of(tmp_path) > 1, process)
+        assert cli.main(args) == 2
+        assert f"another process is writing to {tmp_path} at this moment" in capsys.readouterr().err
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    with running("vimlearn.cli", *args) as process:
+        before = rows_of(tmp_path)
+        wait_for(lambda: rows_of(tmp_path) > before, process)
+
+
 def test_a_finished_run_is_left_alone(tree, whole, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     args = command_line(tree, **RANDOM, epochs=EPOCHS, output=whole, resume="auto")

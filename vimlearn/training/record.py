@@ -37,7 +37,7 @@ class RunFolder:
     """Creates the folder of a run, or opens the one to resume, and writes to it. It never touches another run's files.
 
     Attributes: path; epochs, the whole epochs on disk. Raises VimlearnError where the folder holds a run that is not to
-    be resumed, holds one with other options, or cannot be written.
+    be resumed, holds one with other options, is written by another process, or cannot be written.
     """
 
     def __init__(self, options: Options):
@@ -51,6 +51,7 @@ class RunFolder:
                 write_yaml(options, self.path / f"{OPTIONS}.part")
                 os.replace(self.path / f"{OPTIONS}.part", self.path / OPTIONS)
                 self.write_log([])
+            self.lock = _lock(self.path / OPTIONS)
         except OSError as error:
             raise VimlearnError(f"cannot write the run to {error.filename or output}: {error.strerror}; "
                                 "choose another --output") from error
@@ -92,7 +93,9 @@ class RunFolder:
                                 "leave the curves out with --no-tensorboard") from error
 
     def close(self) -> None:
-        """Close the file of curves."""
+        """Close the file of curves, and let other processes have the folder."""
+        if self.lock is not None:
+            self.lock.close()
         if self.writer is not None:
             # What could not be written was said when it was added.
             with contextlib.suppress(OSError):
@@ -123,6 +126,29 @@ def _number(name: str, row: dict, digits: str) -> int | float | None:
     if name in OPTIONAL and not row.get(name):
         return None
     return int(row[name]) if digits == "d" else float(row[name])
+
+
+def _lock(path: Path) -> io.IOBase | None:
+    """Lock a file against other processes until this one ends or closes what is returned, and not for its workers.
+
+    Returns None where the system or the folder knows no locks. Raises VimlearnError where another process has it. A
+    second start of the same run, by a scheduler say, would else write between the lines of the first.
+    """
+    try:
+        import fcntl
+        file = path.open("r+b")
+    except (ImportError, OSError):  # Windows; a file that may be read only
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise VimlearnError(f"another process is writing to {path.parent} at this moment; wait for its end, or choose "
+                            "another --output") from error
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def _automatic_folder(options: Options, resume: bool) -> Path:
