@@ -49,8 +49,8 @@ def train(options: Options | None = None, on_epoch: Callable[[dict], None] | Non
     heldout_accuracy (plain), ema_accuracy (held out, of the averaged weights), skipped (steps), unreadable (images),
     seconds and images_per_second of training. Sets the global seeds of PyTorch, NumPy and Python.
     Raises VimlearnError on options that do not fit, on data that is not as it should be, on a folder that cannot be
-    written or holds a run, and on a loss that is not finite. Ctrl-C and SIGTERM end the step that is under way, save
-    the state and raise Stopped, a KeyboardInterrupt that says what is on disk.
+    written or holds a run, and on a loss that is not finite. Ctrl-C and SIGTERM end the step that is under way, or
+    the next one, save the state and raise Stopped, a KeyboardInterrupt that says what is on disk.
     """
     options = options or Options()
     with threads(options.run.threads), requests() as request:
