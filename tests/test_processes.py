@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,28 @@ def test_accelerate_launch_trains_and_a_refusal_is_that_of_all(tree, tmp_path):
     # The launcher may end one of them before it has spoken.
     assert process.returncode and 1 <= len(lines) <= 2 and len(set(lines)) == 1, err
     assert "already holds a run" in lines[0] and "Connection closed" not in err and "TypeError" not in err
+
+
+LEAVING = """
+import atexit, sys
+from vimlearn.cli import main
+atexit.register(print, "Python is taken down")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_processes_leave_python_before_it_is_taken_down(tree, tmp_path):
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    args = command_line(tree, **{**SETTINGS, "epochs": 1}, output=tmp_path / "run")
+    # Done, then refused: the folder is taken.
+    for code, said in ((0, "held-out accuracy ("), (2, "")):
+        with running(*TORCHRUN, script, *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=240)
+        assert bool(process.returncode) == bool(code) and said in out and "taken down" not in out, err
+        assert not code or f"exitcode  : {code} " in err, err
+    alone = subprocess.run([sys.executable, script, "--version"], capture_output=True, text=True, check=True)
+    assert "Python is taken down" in alone.stdout
 
 
 def test_two_processes_train_over_shards_and_the_same_again(tree, tmp_path):

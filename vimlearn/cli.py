@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import fields
 
+from torch import distributed
+
 from .cli_eval import EvalOptions, accuracy_line, report
 from .errors import VimlearnError, nearest
 
@@ -45,13 +47,33 @@ def main(args: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     try:
-        return _dispatch(args)
+        _dispatch(args)
+        code = 0
     except VimlearnError as error:
         _complain(error)
-        return 2
+        code = 2
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "stopped")
-        return 128 + getattr(stop, "signal", signal.SIGINT)
+        code = 128 + getattr(stop, "signal", signal.SIGINT)
+    _leave_the_others(code)
+    return code
+
+
+def _leave_the_others(code: int) -> None:
+    """End a process that trained with others, at once; do nothing in any other.
+
+    A thread of gloo lets go of a sum some time after whoever waited for it went on. If Python is being taken down by
+    then, C++ ends the process: "terminate called without an active exception", SIGABRT, and torchrun calls the run
+    failed. Destroying the group does not end that thread once DistributedDataParallel has used it.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    if code != 2:
+        # NCCL waits for the others here, and they come too, unless this process failed alone.
+        distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _complain(message) -> None:
@@ -59,7 +81,7 @@ def _complain(message) -> None:
     sys.stderr.write(f"vimlearn: {message}\n")
 
 
-def _dispatch(args: list[str]) -> int:
+def _dispatch(args: list[str]) -> None:
     name, rest = (args[0], args[1:]) if args else ("--help", [])
     if name in ("-h", "--help"):
         print(USAGE, end="")
@@ -70,7 +92,6 @@ def _dispatch(args: list[str]) -> int:
         COMMANDS[name](rest)
     else:
         raise VimlearnError(f"unknown command {name!r}{nearest(name, COMMANDS)}; expected one of {', '.join(COMMANDS)}")
-    return 0
 
 
 def _train(args: list[str]) -> None:
