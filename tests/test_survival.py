@@ -9,7 +9,7 @@ import torch
 from drawn_images import RANDOM, command_line, options, plain
 from stopped_runs import EPOCHS, STEPS, assert_same_run, random_run, rows_of, run_until, running, stop_at, wait_for
 
-from vimlearn import cli
+from vimlearn import VimlearnError, cli
 from vimlearn.training import read_log, train
 from vimlearn.training import state as states
 from vimlearn.training.interrupt import Stopped
@@ -148,6 +148,20 @@ def test_a_folder_belongs_to_one_process_at_a_time(tree, tmp_path, capsys):
     with running("vimlearn.cli", *args) as process:
         before = rows_of(tmp_path)
         wait_for(lambda: rows_of(tmp_path) > before, process)
+
+
+def test_a_run_that_is_refused_lets_its_folder_go(tree, tmp_path):
+    """In a notebook the exception stays, and with it whatever held the folder."""
+    run = random_run(tree, tmp_path / "run", epochs=1, resume="auto")
+    train(run)
+    (tmp_path / "run" / "states").rename(tmp_path / "elsewhere")
+    with pytest.raises(VimlearnError, match="no state to go on from") as refusal:
+        train(run)
+    (tmp_path / "elsewhere").rename(tmp_path / "run" / "states")
+    args = command_line(tree, **RANDOM, save_steps=1, epochs=1, output=tmp_path / "run", resume="auto")
+    with running("vimlearn.cli", *args, stderr=subprocess.PIPE) as process:
+        assert process.wait(120) == 0, process.stderr.read()
+    assert refusal.value
 
 
 def test_a_finished_run_is_left_alone(tree, whole, capsys):

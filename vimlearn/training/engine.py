@@ -55,13 +55,14 @@ def train(options: Options | None = None, on_epoch: Callable[[dict], None] | Non
     options = options or Options()
     with threads(options.run.threads), requests() as request:
         trainer = Trainer(options)
-        state = trainer.open_folder()
-        if trainer.is_main and not options.run.quiet:
-            print(*_greeting(trainer, state), sep="\n")
         try:
-            return _run(trainer, state, on_epoch, request)
-        except VimlearnError as error:
-            raise VimlearnError(f"{error}; {trainer.folder.kept()}" if trainer.folder else str(error)) from error
+            state = trainer.open_folder()
+            if trainer.is_main and not options.run.quiet:
+                print(*_greeting(trainer, state), sep="\n")
+            try:
+                return _run(trainer, state, on_epoch, request)
+            except VimlearnError as error:
+                raise VimlearnError(f"{error}; {trainer.folder.kept()}" if trainer.folder else str(error)) from error
         finally:
             trainer.batches.close()
             if trainer.folder:
