@@ -79,8 +79,82 @@ def test_gate_mask_names_its_other_mistakes(rejected):
     assert rejected("gate_mask", 3.0, "should be a kernel")
 
 
+def test_gate_mask_tells_a_wrong_address_from_a_wrong_mask(rejected):
+    def placed(token, block, base=lambda t, l, e, E: t * e):
+        def kernel(y, z, out, l, e, E):
+            channel = block() * E + tl.arange(0, E)
+            place, real = base(token(), l, e, E) + channel, channel < e
+            gate = tl.load(z + place, mask=real, other=0)
+            tl.store(out + place, tl.load(y + place, mask=real, other=0) * gate * tl.sigmoid(gate), mask=real)
+        return kernel
+
+    def id_0():
+        return tl.program_id(0)
+
+    def id_1():
+        return tl.program_id(1)
+
+    assert grade("gate_mask", placed(id_0, id_1)).status == "right"
+    assert rejected("gate_mask", placed(id_1, id_0), "tl.program_id(0) is the token", "tl.program_id(1) the block")
+    assert rejected("gate_mask", placed(id_0, id_1, lambda t, l, e, E: t * E), "address of its channel", "* e + ch")
+
+    def all_tokens(y, z, out, l, e, E):
+        for t in range(l):
+            channel = tl.program_id(1) * E + tl.arange(0, E)
+            gate = tl.load(z + t * e + channel, mask=channel < e, other=0)
+            value = tl.load(y + t * e + channel, mask=channel < e, other=0) * gate * tl.sigmoid(gate)
+            tl.store(out + t * e + channel, value, mask=channel < e)
+
+    assert rejected("gate_mask", all_tokens, "no loop here", "one token")
+
+
+def test_a_pointer_is_no_tensor(rejected):
+    def indexed(y, z, out, l, e, E):
+        out[tl.program_id(0), 0] = y[tl.program_id(0), 0]
+
+    def multiplied(y, z, out, l, e, E):
+        tl.store(out, y * z * tl.sigmoid(tl.load(z)))
+
+    assert rejected("gate_mask", indexed, "y is a pointer and has no indices", "tl.load(y + address)")
+    assert rejected("gate_mask", multiplied, "y is a pointer", "no number", "tl.load(y + address)")
+
+
+def test_gate_mask_tells_float32(rejected):
+    short = gate(value=lambda y, z: (y.to(tl.float32) * z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))))
+    assert rejected("gate_mask", short, "out is right to about six digits", "float32")
+
+
+def as_triton_writes(s, u, d, A, B, C):
+    s *= tl.math.exp(tl.expand_dims(d, 1) * A)
+    u *= d
+    s = tl.fma(u[:, None], B[None, :], s)
+    return s, tl.trans(s * C[None, :]).sum(0)
+
+
+def test_forward_step_takes_whatever_triton_takes():
+    assert grade("forward_step", as_triton_writes).status == "right"
+    assert grade("forward_step", triton.jit(as_triton_writes)).status == "right"
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (lambda s, u, d, A, B, C: (tl.exp(d.unsqueeze(1) * A) * s, tl.sum(s, 1)), ("no .unsqueeze", "what tl has")),
+    (lambda s, u, d, A, B, C: (tl.exp(d[:, None] * A) * s, s @ C), ("unsupported operand", "@")),
+    (lambda s, u, d, A, B, C: (tl.exp(d * A) * s, tl.sum(s, 1)), ("shapes (4,) and (4, 2)", "makes a column")),
+    (lambda s, u, d, A, B, C: (s, d[0]), ("no single entries",)),
+    (lambda s, u, d, A, B, C: (s if d > 0 else A, d), ("`if` and `while` need one number", "tl.where")),
+    (lambda s, u, d, A, B, C: (tl.tanh(s), d), ("no tl.tanh", "sigmoid")),
+    (lambda s, u, d, A, B, C: ((1 + d[:, None] * A) * s + (d * u)[:, None] * B[None, :], d), ("an Euler step",)),
+    (lambda s, u, d, A, B, C: (tl.exp(d[:, None] * A) * (s + (d * u)[:, None] * B[None, :]), d), ("decays as well",)),
+    (lambda s, u, d, A, B, C: (tl.exp(d[:, None] * A) * s + (d * u)[:, None] * C[None, :], d), ("exchanged",)),
+    (lambda s, u, d, A, B, C: (tl.exp(d[:, None] * A) * s + (tl.exp(d[:, None] * A) - 1) / A * u[:, None] * B[None, :],
+                               d), ("exact hold",)),
+])
+def test_forward_step_refuses_what_triton_would_not_compile_or_mean(rejected, wrong, words):
+    assert rejected("forward_step", wrong, *words)
+
+
 def test_forward_step_names_its_mistakes(rejected):
-    def step(decay=lambda d, A: tl.exp(d[:, None] * A), x=lambda u, d: d * u, y=lambda old, s, B, C: (s * C[None, :])):
+    def step(decay=lambda d, A: tl.exp(d[:, None] * A), x=lambda u, d: d * u, y=lambda old, s, B, C: s * C[None, :]):
         def forward_step(s, u, d, A, B, C):
             new = decay(d, A) * s + x(u, d)[:, None] * B[None, :]
             return new, tl.sum(y(s, new, B, C), 1)
@@ -105,17 +179,18 @@ def test_kept_and_recomputed_names_its_mistakes(rejected):
     assert rejected("kept_and_recomputed", (384, 96, 12), "once")
 
 
-def back(carry=lambda a, g, c: a * g, mask=lambda channel, e: channel < e, token=lambda l, i: l - 1 - i):
+def back(carry=lambda a, g, c: a * g, mask=lambda channel, e: channel < e, token=lambda l, i: l - 1 - i,
+         start=lambda c, E: tl.zeros((E,), c.dtype.element_ty), stored=lambda a, g: g):
     """Return a kernel of exercise 4.5 with one part exchanged."""
     def kernel(a, c, g, l, e, E):
         channel = tl.program_id(0) * E + tl.arange(0, E)
-        h = tl.zeros((E,), c.dtype.element_ty)
+        h = start(c, E)
         for i in range(l):
             place = token(l, i) * e + channel
-            c_t = tl.load(c + place, mask=mask(channel, e), other=0)
+            a_t, c_t = (tl.load(v + place, mask=mask(channel, e), other=0) for v in (a, c))
             g_t = c_t + h
-            tl.store(g + place, g_t, mask=channel < e)
-            h = carry(tl.load(a + place, mask=mask(channel, e), other=0), g_t, c_t)
+            tl.store(g + place, stored(a_t, g_t), mask=channel < e)
+            h = carry(a_t, g_t, c_t)
 
     return kernel
 
@@ -137,8 +212,33 @@ def test_gradient_kernel_sees_a_read_behind_the_end(rejected):
     assert rejected("gradient_kernel", next_decay, "reads address 30 of a", "token l, which does not exist", "h = a g")
 
 
+@pytest.mark.parametrize(("start", "words"), [
+    (lambda c, E: 0.0, ("h is a number of float32 before the loop", "a block of float64 and shape (4,)")),
+    (lambda c, E: tl.zeros((E,), tl.float32), ("h is a block of float32", "of float64", "keep type and shape")),
+    (lambda c, E: tl.zeros((1,), c.dtype.element_ty), ("shape (1,) before", "shape (4,) after")),
+])
+def test_gradient_kernel_refuses_a_carry_that_changes_its_type(rejected, start, words):
+    assert rejected("gradient_kernel", back(start=start), *words)
+
+
+def test_gradient_kernel_tells_no_mask_from_a_token_too_many(rejected):
+    unmasked = back(mask=lambda channel, e: channel < 8)
+    assert rejected("gradient_kernel", unmasked, "program (1,) reads address 30 of a", "out of bounds")
+    assert "token l" not in grade("gradient_kernel", unmasked).message
+    assert rejected("gradient_kernel", back(token=lambda l, i: l - i), "uses token 5", "the last token is l - 1")
+
+    def backwards(a, c, g, l, e, E):
+        for t in reversed(range(l)):
+            tl.store(g + t, 0.0)
+
+    assert rejected("gradient_kernel", backwards, "no reversed()", "count with range")
+
+
 def test_gradient_kernel_names_its_mistakes(rejected):
     assert grade("gradient_kernel", back()).status == "right"
+    assert grade("gradient_kernel", back(start=lambda c, E: tl.full((E,), 0.0, c.dtype.element_ty))).status == "right"
+    assert rejected("gradient_kernel", back(token=lambda l, i: i), "walked from the first token, with t = i")
+    assert rejected("gradient_kernel", back(stored=lambda a, g: a * g), "store g itself")
     assert rejected("gradient_kernel", back(carry=lambda a, g, c: 0 * g), "carry from the later tokens is forgotten")
     assert rejected("gradient_kernel", back(carry=lambda a, g, c: g), "not multiplied by the decay")
     assert rejected("gradient_kernel", back(carry=lambda a, g, c: a * c), "only the direct gradient")
@@ -185,12 +285,26 @@ def test_gradient_kernel_names_its_mistakes(rejected):
     (lambda k, l, m, r: list(range((-(-l // m) - 1 - k if r else k) * m, l))[:m], ("ascending order",)),
     (lambda k, l, m, r: list(range(l))[:: -1 if r else 1][k * m : k * m + m], ("cut from the right",)),
     (lambda k, l, m, r: list(range(k * m, k * m + m)), ("token 10", "out of bounds")),
+    (lambda k, l, m, r: list(range((l // m - 1 - k if r else k) * m, min((l // m - k if r else k + 1) * m, l)))
+     [:: -1 if r else 1], ("l // m does not count the short chunk",)),
+    (lambda k, l, m, r: range(1, m + 1), ("is [1, 2, 3, 4], expected [0, 1, 2, 3]",)),
+    (lambda k, l, m, r: k, ("should be a list of tokens", "an int")),
 ])
 def test_chunk_tokens_names_its_mistakes(rejected, wrong, words):
     assert rejected("chunk_tokens", wrong, *words)
 
 
-def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lambda g, x: g * x[:, None]):
+def test_chunk_tokens_takes_any_sequence():
+    def tokens(k, l, m, reverse):
+        edge = (-(-l // m) - 1 - k if reverse else k) * m
+        return (t for t in (reversed if reverse else list)(range(edge, min(edge + m, l))))
+
+    assert grade("chunk_tokens", tokens).status == "right"
+    assert grade("chunk_tokens", lambda *args: torch.tensor(list(tokens(*args)))).status == "right"
+
+
+def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lambda g, x: g * x[:, None],
+          store=None, axis=0):
     """Return a kernel of exercise 4.7 with one part exchanged."""
     def kernel(g, x, shares, l, e, n, E):
         block, state = tl.program_id(0), tl.arange(0, n)
@@ -200,7 +314,8 @@ def share(other=0, where=lambda block, l, t: block * l + t, mask=True, value=lam
             tile = (t * e + channel[:, None]) * n + state[None, :]
             g_t = tl.load(g + tile, mask=exists[:, None], other=other)
             x_t = tl.load(x + t * e + channel, mask=exists, other=other)
-            tl.store(shares + where(block, l, t) * n + state, tl.sum(value(g_t, x_t), 0))
+            tl.store(shares + where(block, l, t) * n + state, tl.sum(value(g_t, x_t), axis),
+                     mask=store(state, e) if store else None)
 
     return kernel
 
@@ -215,10 +330,24 @@ def test_share_kernel_names_its_mistakes(rejected):
     assert rejected("share_kernel", share(where=lambda block, l, t: (1 - block) * l + t), "exchanged")
     assert rejected("share_kernel", share(where=lambda block, l, t: block * l), "no program writes shares[0, 1, 0]")
 
+    assert rejected("share_kernel", share(where=lambda block, l, t: 2 * t + block), "shares lie as (l, blocks, n)")
+    assert rejected("share_kernel", share(store=lambda state, e: state < e), "no program writes shares[0, 0, 6]")
+    assert rejected("share_kernel", share(store=lambda state, e: tl.arange(0, 4) < e), "a mask of shape (4,)")
+    assert rejected("share_kernel", share(axis=1), "a value of shape (4,) for addresses of shape (8,)")
+
     def atomic(g, x, shares, l, e, n, E):
         tl.atomic_add(shares, 0.0)
 
-    assert rejected("share_kernel", atomic, "no tl.atomic_add")
+    def clamped(g, x, shares, l, e, n, E):
+        block, state = tl.program_id(0), tl.arange(0, n)
+        channel = tl.minimum(block * E + tl.arange(0, E), e - 1)
+        for t in range(l):
+            g_t = tl.load(g + (t * e + channel[:, None]) * n + state[None, :])
+            x_t = tl.load(x + t * e + channel)
+            tl.store(shares + (block * l + t) * n + state, tl.sum(g_t * x_t[:, None], 0, keep_dims=False))
+
+    assert rejected("share_kernel", atomic, "no tl.atomic_add", "a place of its own")
+    assert rejected("share_kernel", clamped, "repeats the last channel", "must add 0")
 
 
 def test_the_stand_in_stops_at_the_end_of_the_memory():

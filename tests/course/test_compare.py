@@ -96,6 +96,11 @@ def test_a_right_answer_is_never_taken_for_a_mistake():
     assert match(Y, Y, mistakes={"the same value by chance": Y}) is None
 
 
+def test_a_result_of_float32_is_told_so():
+    """The digits of the message would else be the same for both numbers."""
+    assert "was a part computed in float32" in line(Y.exp().float().sin().double(), Y.exp().sin())
+
+
 def test_a_missing_small_term_is_seen():
     assert "entries are off" in line(Y + torch.tensor([0.0, 1e-5, 0.0]), Y)
     assert "entries are off" in line(Y.float() + torch.tensor([0.0, 1e-2, 0.0]), Y.float())

@@ -4,15 +4,21 @@ Kernels run in `vimlearn.course.simulator`, so they need neither Triton nor a GP
 touches is known: a mask is judged by what was read and written, not by the values alone.
 """
 
+import builtins
+import dis
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from vimlearn.course.answers import require_started
 from vimlearn.course.exercise import Wrong, call, exercise, match, parts
-from vimlearn.course.simulator import Memory, in_language, run_watched
+from vimlearn.course.simulator import Block, Memory, in_language, run_watched
+from vimlearn.course.verdict import kind_of
+
+# What Triton knows of Python's own functions.
+_BUILTINS = {"abs", "float", "getattr", "hasattr", "int", "isinstance", "len", "max", "min", "print", "range"}
 
 
 def _random(*shape: int) -> Tensor:
@@ -37,13 +43,21 @@ def _kernel_function(answer: object) -> Callable:
     require_started(function)
     if {"torch", "np"} & set(function.__code__.co_names):
         raise Wrong("there is no torch and no numpy inside a kernel; use what tl has")
+    for step in dis.get_instructions(function):
+        if step.opname == "LOAD_GLOBAL" and step.argval not in _BUILTINS and hasattr(builtins, str(step.argval)):
+            raise Wrong(f"Triton has no {step.argval}() inside a kernel; count with range and compute the rest")
     return function
 
 
-def _run(answer: object, grid: tuple[int, ...], result: str, /, **arguments: object) -> dict[str, Memory]:
-    """Run a learner's kernel; raise Wrong where it leaves its tensors or writes into an input."""
+def _run(answer: object, grid: tuple[int, ...], result: str, /, look: Callable | None = None,
+         **arguments: object) -> dict[str, Memory]:
+    """Run a learner's kernel; raise Wrong where it leaves its tensors or writes into an input. `look` sees the
+    memories first.
+    """
     function = _kernel_function(answer)
     memories = call(lambda: run_watched(function, grid, **arguments))
+    if look:
+        look(memories)
     for name, memory in memories.items():
         for verb, log in (("reads", memory.reads), ("writes", memory.writes)):
             for program, address in memory.outside(log)[:1]:
@@ -111,6 +125,23 @@ def bytes_on_paper(answer):
     return "what must be moved, and 4.8 times as much again for a, x and s."
 
 
+def _own_token(memory: Memory, verb: str, program: tuple, addresses: set[int], e: int, E: int) -> None:
+    """Raise Wrong where a program of exercise 4.2 touches the row of another token, and say why."""
+    token, block = program
+    foreign = [a for a in sorted(addresses) if a // e != token]
+    if not foreign:
+        return
+    seen = f"program {program} {verb} {memory.name}{memory.place(foreign[0])}, in the row of another token"
+    first = token * e + block * E
+    if addresses <= set(range(first, first + E)):
+        raise Wrong(f"{seen}; the mask has to compare the channel with e, not the address")
+    if {a // e for a in addresses} == set(range(memory.shape[0])):
+        raise Wrong(f"{seen}; there is no loop here: each program has one token, tl.program_id(0)")
+    if all((a // e, a % e // E) == (block, token) for a in addresses):
+        raise Wrong(f"{seen}; tl.program_id(0) is the token, and tl.program_id(1) the block")
+    raise Wrong(f"{seen}; the address of its channel is tl.program_id(0) * e + channel")
+
+
 @exercise("4.2", "The mask of a gate")
 def gate_mask(answer):
     """out = y z sigmoid(z) by rows; the mask compares channels with e."""
@@ -120,10 +151,7 @@ def gate_mask(answer):
     for memory in memories.values():
         for verb, log in (("reads", memory.reads), ("writes", memory.writes)):
             for program, addresses in sorted(log.items()):
-                foreign = [a for a in sorted(addresses) if a // e != program[0]]
-                if foreign:
-                    raise Wrong(f"program {program} {verb} {memory.name}{memory.place(foreign[0])}, in the row "
-                                f"of another token; the mask has to compare the channel with e, not the address")
+                _own_token(memory, verb, program, addresses, e, E)
         _own_channels(memory, lambda program: program[1], e, E)
     _written_once(memories["out"], "each channel belongs to one program")
     match(
@@ -147,7 +175,9 @@ def forward_step(answer):
     s, u, d, A = _random(E, n), _random(E) + 0.5, _decays(E), -_decays(n, E).T.contiguous()
     B, C = _random(n), _random(n + 1)[:n] - 1
     after = torch.exp(d[:, None] * A) * s + (d * u)[:, None] * B
-    got, y = parts(call(in_language(_kernel_function(answer)), s, u, d, A, B, C), "s", "y")
+    decay, fed = torch.exp(d[:, None] * A), (d * u)[:, None] * B
+    got = parts(call(in_language(_kernel_function(answer)), *map(Block, (s, u, d, A, B, C))), "s", "y")
+    got, y = (x.data if isinstance(x, Block) else x for x in got)
     match(
         got,
         after,
@@ -160,6 +190,12 @@ def forward_step(answer):
             "the decay is d A without the exponential": d[:, None] * A * s + (d * u)[:, None] * B,
             "the input is left out": torch.exp(d[:, None] * A) * s,
             "the input lacks B": torch.exp(d[:, None] * A) * s + (d * u)[:, None],
+            "the new input decays as well; exp(d A) multiplies the old state alone": decay * (s + fed),
+            "the decay is 1 + d A, an Euler step; here it is exp(d A)": (1 + d[:, None] * A) * s + fed,
+            "the input is that of the exact hold, (exp(d A) - 1) / A; here it is d u B": (
+                decay * s + (decay - 1) / A * u[:, None] * B
+            ),
+            "B and C are exchanged": decay * s + (d * u)[:, None] * C,
         },
     )
     match(
@@ -226,11 +262,25 @@ def _gradient(a: Tensor, c: Tensor, decay_of: int = 1, carry: bool = True) -> Te
     return g
 
 
-def _from_left(a: Tensor, c: Tensor) -> Tensor:
+def _from_left(a: Tensor, c: Tensor, decay_of: int = 0) -> Tensor:
+    """Return g[t] = a[t + decay_of] g[t-1] + c[t], walked from the first token."""
     g = c.clone()
     for t in range(1, len(c)):
-        g[t] = c[t] + a[t] * g[t - 1]
+        g[t] = c[t] + a[t + decay_of] * g[t - 1]
     return g
+
+
+def _last_token(memories: dict[str, Memory]) -> None:
+    """Raise Wrong where the first program of exercise 4.5, whose lanes all exist, goes on behind the last token."""
+    a, c, g = memories.values()
+    end = min((address for address in a.reads[(0,)] if address >= a.size), default=None)
+    if end is None:
+        return
+    if any(address >= c.size for address in c.reads[(0,)] | g.writes[(0,)]):
+        raise Wrong(f"program (0,) uses token {len(c.tensor)}, and the last one is {len(c.tensor) - 1}: out of bounds; "
+                    "the last token is l - 1")
+    raise Wrong(f"program (0,) reads address {end} of a, which ends at {a.size - 1}: out of bounds. That is a of token "
+                "l, which does not exist; carry h = a g instead")
 
 
 @exercise("4.5", "The backward recurrence")
@@ -238,12 +288,7 @@ def gradient_kernel(answer):
     """g[t] = c[t] + h[t], h[t-1] = a[t] g[t], walked from the last token."""
     l, e, E = 5, 6, 4
     a, c = _decays(l, e), _random(l, e)
-    try:
-        memories = _run(answer, (2,), "g", a=a, c=c, g=_unset(l, e), l=l, e=e, E=E)
-    except Wrong as wrong:
-        if "of a, which ends" in str(wrong) and "address 30" in str(wrong):
-            raise Wrong(f"{wrong}. That is a of token l, which does not exist; carry h = a g instead") from None
-        raise
+    memories = _run(answer, (2,), "g", _last_token, a=a, c=c, g=_unset(l, e), l=l, e=e, E=E)
     for memory in memories.values():
         _own_channels(memory, lambda program: program[0], e, E)
     _written_once(memories["g"], "each channel belongs to one program")
@@ -258,10 +303,14 @@ def gradient_kernel(answer):
                 _gradient(a, c, carry=False)
             ),
             "g is walked from the first token, as the states are; the gradient comes from the last": _from_left(a, c),
+            "g is walked from the first token, with t = i; the gradient comes from the last, t = l - 1 - i": (
+                _from_left(a, c, -1)
+            ),
+            "this is the carry a g; store g itself": a * _gradient(a, c),
             "the carry is not multiplied by the decay": c.flip(0).cumsum(0).flip(0),
         },
     )
-    return "the carry is multiplied before it leaves its token, so nothing behind the end is read."
+    return "the last token comes first, and nothing behind the end is read."
 
 
 @exercise("4.6", "Tokens of a chunk")
@@ -271,33 +320,36 @@ def chunk_tokens(answer):
         chunks = -(-l // m)
         for k in range(chunks):
             got = call(answer, k, l, m, reverse)
-            got = list(got) if isinstance(got, range | tuple) else got
+            got = [int(t) for t in got] if isinstance(got, Iterable) and not isinstance(got, str) else got
             name = f"chunk {k} of {l} tokens, m = {m}, reverse = {reverse},"
-            if isinstance(got, list) and any(isinstance(t, int) and not 0 <= t < l for t in got):
+            if not isinstance(got, list):
+                raise Wrong(f"{name} should be a list of tokens, but it is {kind_of(got)}")
+            if any(not 0 <= t < l for t in got):
                 bad = next(t for t in got if not 0 <= t < l)
                 raise Wrong(f"{name} holds token {bad}; the tokens end at {l - 1}: out of bounds")
             edges = range((chunks - 1 - k if reverse else k) * m, min((chunks - k if reverse else k + 1) * m, l))
             tokens, other = list(edges), list(range(k * m, min(k * m + m, l)))
             cut = list(range(l))[::-1][k * m : k * m + m]
-            match(
-                got,
-                tokens[::-1] if reverse else tokens,
-                name=name,
-                mistakes={
-                    "the right chunk, but its tokens are in ascending order; a scan from the right descends": tokens,
-                    "the right chunk, but its tokens descend; a scan from the left ascends": tokens[::-1],
-                    "the chunks are in the wrong order: from the right, the last chunk is met first": other[::-1],
-                    "chunks and tokens are those of a scan from the left; here it runs from the right": other,
-                    "the chunks are cut from the right; the edges are the same for both directions": cut,
-                },
-            )
+            whole = list(range(max(l // m - 1 - k, 0) * m, max(l // m - k, 0) * m))[::-1]
+            right = tokens[::-1] if reverse else tokens
+            mistakes = {
+                "the right chunk, but its tokens are in ascending order; a scan from the right descends": tokens,
+                "the right chunk, but its tokens descend; a scan from the left ascends": tokens[::-1],
+                "the chunks are in the wrong order: from the right, the last chunk is met first": other[::-1],
+                "chunks and tokens are those of a scan from the left; here it runs from the right": other,
+                "the chunks are cut from the right; the edges are the same for both directions": cut,
+                "l // m does not count the short chunk at the end; -(-l // m) rounds up": whole,
+            }
+            if got != right:
+                raise Wrong(next((message for message, wrong in mistakes.items() if got == wrong),
+                                 f"{name} is {got[:6]}, expected {right}"))
     return "the edges stay, and the order turns round twice: of chunks and of tokens."
 
 
 @exercise("4.7", "A share of B's gradient")
 def share_kernel(answer):
     """shares[k, t] = sum over the channels of block k of g x."""
-    l, e, n, E = 3, 6, 2, 4
+    l, e, n, E = 3, 6, 8, 4
     g, x = _random(l, e, n), _random(l, e) + 0.4
     memories = _run(answer, (2,), "shares", g=g, x=x, shares=_unset(2, l, n), l=l, e=e, n=n, E=E)
     _own_channels(memories["g"], lambda program: program[0], e, E, per_channel=n)
@@ -317,6 +369,12 @@ def share_kernel(answer):
             "the shares lack the factor g": torch.stack([x[:, :E].sum(1), x[:, E:].sum(1)])[..., None].expand(2, l, n),
             "every token holds the running sum of the tokens so far; B has a gradient for each token": right.cumsum(1),
             "the two shares are exchanged": right.flip(0),
+            "the shares lie as (l, blocks, n); they are (blocks, l, n), so token t of block k is row k * l + t": (
+                right.transpose(0, 1).reshape(right.shape)
+            ),
+            "a lane that does not exist repeats the last channel and is added again; it must add 0": torch.stack(
+                [right[0], right[1] + (2 * E - e) * g[:, -1] * x[:, -1:]]
+            ),
         },
     )
     return "a place for each program, zeros in the lanes that do not exist, and no order to depend on."

@@ -126,6 +126,8 @@ def _value_difference(got, expected, name, rtol, atol) -> str | None:
     pattern = _pattern(got, expected, close)
     if pattern:
         return f"{name} {pattern}"
+    if rtol < 1e-6 and torch.isclose(got, expected, rtol=2e-6, atol=2e-7).all():
+        return f"{name} is right to about six digits; was a part computed in float32? Keep the type of the inputs"
     place = tuple(off.nonzero()[0].tolist())
     count = f"; {int(off.sum())} of {off.numel()} entries are off" if off.numel() > 1 else ""
     return f"{name} is {_digits(got[place])}{_place(off)}, expected {_digits(expected[place])}{count}"

@@ -6,99 +6,27 @@ missing (macOS, Windows), the notebook's cells run here too::
 
     from vimlearn.course.simulator import tl, triton
 
-It knows the part of the language that the chapter uses. Tiles are CPU tensors, program numbers are Python ints. A lane
-that is masked out and has no `other` reads NaN: Triton promises nothing about it.
+It knows the part of the language that the chapter uses, and refuses what Triton would not compile: PyTorch's methods on
+blocks, indices into a pointer, a variable that changes its type in a loop. Program numbers are Python ints. A lane that
+is masked out and has no `other` reads NaN: Triton promises nothing about it.
 """
 
-__all__ = ["Memory", "Pointer", "in_language", "run_watched", "tl", "triton"]
+__all__ = ["Block", "Memory", "Pointer", "in_language", "run_watched", "tl", "triton"]
 
 import itertools
+import operator
 import types
-from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from vimlearn.course.kernel_blocks import Block, Memory, Pointer, as_tensor, joined
+from vimlearn.course.kernel_loops import Loops
 from vimlearn.errors import VimlearnError, nearest
 
 _OPTIONS = ("num_warps", "num_stages")
-
-
-class Memory:
-    """A tensor as programs see it: a row of numbers, addressed from 0 to size - 1, and who touched which.
-
-    `reads` and `writes` map a program, such as (0, 1), to the set of addresses that it touched. With guard > 0 the
-    numbers are a copy between two zones of so many NaN, and addresses outside are noted; without, they are
-    the tensor itself, and an address outside of its storage raises VimlearnError.
-    """
-
-    def __init__(self, name: str, tensor: Tensor, guard: int = 0):
-        self.name, self.size, self.shape, self.watched = name, tensor.numel(), tensor.shape, guard > 0
-        self.reads, self.writes = defaultdict(set), defaultdict(set)
-        if self.watched:
-            zone = tensor.new_full((guard,), float("nan"))
-            self.cells, self.origin = torch.cat([zone, tensor.detach().flatten(), zone]), guard
-        else:
-            whole = tensor.untyped_storage().nbytes() // tensor.element_size()
-            self.cells, self.origin = tensor.detach().as_strided((whole,), (1,), 0), tensor.storage_offset()
-
-    @property
-    def tensor(self) -> Tensor:
-        """What the tensor holds now."""
-        return self.cells[self.origin : self.origin + self.size].reshape(self.shape)
-
-    @property
-    def programs(self) -> list[tuple[int, ...]]:
-        """All programs that touched it, in the order of their numbers."""
-        return sorted({*self.reads, *self.writes})
-
-    def outside(self, log: dict) -> list[tuple[tuple[int, ...], int]]:
-        """Return (program, address) for each address in `log`, the reads or the writes, that is not the tensor's."""
-        return [(program, a) for program in sorted(log) for a in sorted(log[program]) if not 0 <= a < self.size]
-
-    def place(self, address: int) -> list[int]:
-        """Return the index of an address in the tensor, such as [0, 2]."""
-        return [int(i) for i in torch.unravel_index(torch.tensor(address), self.shape)]
-
-    def load(self, program: tuple, addresses: Tensor, mask: Tensor, other: object) -> Tensor:
-        """Return the numbers at the addresses where the mask is true, and `other`, or NaN, elsewhere."""
-        real = self._touch(self.reads, program, addresses, mask)
-        rest = self.cells.new_full((), float("nan")) if other is None else torch.as_tensor(other).to(self.cells.dtype)
-        values = rest.expand(addresses.shape).clone()
-        values[real] = self.cells[addresses[real] + self.origin]
-        return values
-
-    def store(self, program: tuple, addresses: Tensor, values: Tensor, mask: Tensor) -> None:
-        """Write the values to the addresses where the mask is true."""
-        real = self._touch(self.writes, program, addresses, mask)
-        self.cells[addresses[real] + self.origin] = values[real].to(self.cells.dtype)
-
-    def _touch(self, log: dict, program: tuple, addresses: Tensor, mask: Tensor) -> Tensor:
-        log[program] |= set(addresses[mask].tolist())
-        real = mask & (addresses + self.origin >= 0) & (addresses + self.origin < len(self.cells))
-        if not self.watched and bool((mask & ~real).any()):
-            raise VimlearnError(f"program {program} uses address {int(addresses[mask & ~real][0])} of {self.name}, "
-                                f"which ends at {len(self.cells) - self.origin - 1}; mask the lanes that do not exist")
-        return real
-
-
-class Pointer:
-    """A block of addresses in one memory. Adding a number or a block of numbers moves it."""
-
-    def __init__(self, memory: Memory, addresses: Tensor | None = None):
-        self.memory = memory
-        self.addresses = torch.tensor(0) if addresses is None else addresses
-        self.dtype = SimpleNamespace(element_ty=memory.cells.dtype)
-
-    def __add__(self, offsets: Tensor | int) -> "Pointer":
-        return Pointer(self.memory, self.addresses + offsets)
-
-    __radd__ = __add__
-
-    def __getitem__(self, index: object) -> "Pointer":
-        return Pointer(self.memory, self.addresses[index])
 
 
 class _Language:
@@ -107,18 +35,19 @@ class _Language:
     float16, bfloat16, float32, float64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
     int32, int64 = torch.int32, torch.int64
     range = static_range = range
-    exp, exp2, log, sqrt, sigmoid = (
-        staticmethod(lambda x, f=f: f(torch.as_tensor(x))) for f in
-        (torch.exp, torch.exp2, torch.log, torch.sqrt, torch.sigmoid)
-    )
+    math = SimpleNamespace()
 
     def __init__(self):
         self._program, self._grid = (0,), (1,)
 
     def __getattr__(self, name: str):
+        if name.startswith("atomic"):
+            raise VimlearnError(f"the simulator has no tl.{name}: the order of programs would show in the result; give "
+                                "each program a place of its own to store to")
         known = [word for word in dir(type(self)) if not word.startswith("_")]
-        raise VimlearnError(f"the stand-in for Triton has no tl.{name}{nearest(name, known)}; this chapter needs "
-                            "program_id, arange, load, store, zeros, where, sum and exp")
+        functions = [word for word in known if not word.startswith(("float", "int", "bfloat"))]
+        raise VimlearnError(f"the simulator, in which kernels run here, has no tl.{name}{nearest(name, known)}; it has "
+                            f"{', '.join(functions)}")
 
     @staticmethod
     def constexpr(value: object) -> object:
@@ -134,57 +63,106 @@ class _Language:
         return (*self._grid, 1, 1, 1)[axis]
 
     @staticmethod
-    def arange(start: int, end: int) -> Tensor:
+    def arange(start: int, end: int) -> Block:
         """Return the lane numbers from start to end - 1; as in Triton, a power of two of them."""
         if end - start < 1 or (end - start) & (end - start - 1):
             raise VimlearnError(f"arange({start}, {end}) has {end - start} lanes; Triton wants a power of two, "
                                 "so take more and mask the rest")
-        return torch.arange(start, end)
+        return Block(torch.arange(start, end))
 
-    def load(self, pointer: Pointer, mask: object = None, other: object = None) -> Tensor:
+    def load(self, pointer: Pointer, mask: object = None, other: object = None) -> Block:
         """Return the numbers at the addresses."""
         if mask is None and other is not None:
             raise VimlearnError("tl.load has `other` without a mask; without a mask every lane is read")
         addresses, mask = self._lanes(pointer, mask)
-        return pointer.memory.load(self._program, addresses, mask, other)
+        return Block(pointer.memory.load(self._program, addresses, mask, other))
 
     def store(self, pointer: Pointer, value: object, mask: object = None) -> None:
         """Write the value to the addresses."""
         addresses, mask = self._lanes(pointer, mask)
-        values = torch.as_tensor(value, dtype=pointer.memory.cells.dtype)
+        values = as_tensor(value).to(pointer.memory.cells.dtype)
+        if len(values.shape) > len(addresses.shape) or any(
+                got not in (1, want) for got, want in zip(values.shape[::-1], addresses.shape[::-1], strict=False)):
+            raise VimlearnError(f"tl.store has a value of shape {tuple(values.shape)} for addresses of shape "
+                                f"{tuple(addresses.shape)}")
         pointer.memory.store(self._program, addresses, torch.broadcast_to(values, addresses.shape), mask)
 
     @staticmethod
     def _lanes(pointer: object, mask: object) -> tuple[Tensor, Tensor]:
         if not isinstance(pointer, Pointer):
             raise VimlearnError("tl.load and tl.store take a pointer first: the name of a tensor plus offsets")
-        mask = torch.as_tensor(True if mask is None else mask)
-        return torch.broadcast_tensors(pointer.addresses, mask)
+        mask = as_tensor(True if mask is None else mask)
+        try:
+            return tuple(torch.broadcast_tensors(pointer.addresses, mask))
+        except RuntimeError as error:
+            raise VimlearnError(f"a mask of shape {tuple(mask.shape)} for addresses of shape "
+                                f"{tuple(pointer.addresses.shape)}; [:, None] makes a column of a mask") from error
 
     @staticmethod
-    def zeros(shape: tuple, dtype: torch.dtype) -> Tensor:
-        """Return a tile of zeros."""
-        return torch.zeros(shape, dtype=dtype)
+    def full(shape: tuple, value: float, dtype: torch.dtype) -> Block:
+        """Return a block that holds one value everywhere."""
+        return Block(torch.full(shape, value, dtype=dtype))
 
     @staticmethod
-    def sum(x: Tensor, axis: int | None = None) -> Tensor:
+    def zeros(shape: tuple, dtype: torch.dtype) -> Block:
+        """Return a block of zeros."""
+        return Block(torch.zeros(shape, dtype=dtype))
+
+    @staticmethod
+    def zeros_like(x: Block) -> Block:
+        """Return zeros of the shape and type of a block."""
+        return Block(torch.zeros_like(x.data))
+
+    @staticmethod
+    def sum(x: Block, axis: int | None = None, keep_dims: bool = False) -> Block:
         """Return the sum over an axis, or over all."""
-        return x.sum() if axis is None else x.sum(axis)
+        return Block(as_tensor(x).sum(axis, keep_dims))
 
     @staticmethod
-    def where(condition: object, x: object, y: object) -> Tensor:
+    def max(x: Block, axis: int | None = None, keep_dims: bool = False) -> Block:
+        """Return the largest number along an axis, or of all."""
+        return Block(as_tensor(x).amax(() if axis is None else axis, keep_dims))
+
+    @staticmethod
+    def where(condition: object, x: object, y: object) -> Block:
         """Return x where the condition is true and y elsewhere."""
-        return torch.where(torch.as_tensor(condition), x, y)
+        condition = as_tensor(condition)
+        return joined(lambda a, b: torch.where(condition, a, b), x, y)
+
+    @staticmethod
+    def fma(x: object, y: object, z: object) -> Block:
+        """Return x y + z."""
+        return joined(operator.add, joined(operator.mul, x, y), z)
+
+    @staticmethod
+    def expand_dims(x: Block, axis: int) -> Block:
+        """Return the block with an axis of size 1 more."""
+        return Block(x.data.unsqueeze(axis))
+
+    @staticmethod
+    def trans(x: Block) -> Block:
+        """Return a block (m, n) as (n, m)."""
+        return Block(x.data.T)
+
+    @staticmethod
+    def reshape(x: Block, *shape: int | tuple) -> Block:
+        """Return the same numbers in another shape."""
+        return Block(x.data.reshape(*shape))
+
+    @staticmethod
+    def cast(x: Block, dtype: torch.dtype) -> Block:
+        """Return the block in another type."""
+        return x.to(dtype)
 
     @staticmethod
     def maximum(x: object, y: object) -> object:
         """Return the larger one, entry by entry."""
-        return torch.maximum(*map(torch.as_tensor, (x, y))) if Tensor in (type(x), type(y)) else max(x, y)
+        return joined(torch.maximum, *map(as_tensor, (x, y))) if Block in (type(x), type(y)) else max(x, y)
 
     @staticmethod
     def minimum(x: object, y: object) -> object:
         """Return the smaller one, entry by entry."""
-        return torch.minimum(*map(torch.as_tensor, (x, y))) if Tensor in (type(x), type(y)) else min(x, y)
+        return joined(torch.minimum, *map(as_tensor, (x, y))) if Block in (type(x), type(y)) else min(x, y)
 
     @staticmethod
     def cdiv(x: int, y: int) -> int:
@@ -194,6 +172,15 @@ class _Language:
     @staticmethod
     def debug_barrier() -> None:
         """Do nothing: one program runs at a time."""
+
+
+def _elementwise(function: Callable) -> Callable:
+    return lambda x: Block(function(as_tensor(x)))
+
+
+for _function in (torch.abs, torch.exp, torch.exp2, torch.log, torch.sigmoid, torch.sqrt):
+    setattr(_Language, _function.__name__, staticmethod(_elementwise(_function)))
+    setattr(_Language.math, _function.__name__, _elementwise(_function))
 
 
 class _Kernel:
@@ -250,11 +237,15 @@ def _run_all(fn: Callable, grid: int | tuple, args: list, kwargs: dict) -> None:
     try:
         for program in itertools.product(*map(range, tl._grid)):
             tl._program = program
-            fn(*args, **kwargs)
+            with Loops(fn) as loops:
+                fn(*args, **kwargs)
+            loops.refuse_changes()
     finally:
         tl._program, tl._grid = (0,), (1,)
 
 
 tl = _Language()
+Block.functions |= {name: getattr(tl, name) for name in (
+    "abs", "cast", "exp", "exp2", "expand_dims", "log", "max", "reshape", "sigmoid", "sqrt", "sum", "trans")}
 triton = SimpleNamespace(jit=_Kernel, cdiv=_Language.cdiv,
                          next_power_of_2=lambda n: 1 << (n - 1).bit_length())
