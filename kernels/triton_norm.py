@@ -111,7 +111,8 @@ def norm_backward(grad_y: Tensor | None, grad_residual: Tensor | None, residual:
     b, l, d = residual.shape
     tile = tile_of(d)
     programs = min(triton.cdiv(b * l, tile[0]), max(2, BACKWARD_PROGRAMS * processors(residual)))
-    grad, grad_weight = torch.empty_like(residual), residual.new_empty(programs, d)
+    grad = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    grad_weight = residual.new_empty(programs, d)
     with torch.cuda.device_of(residual):
         backward_kernel[(programs,)](rows(grad_y), rows(grad_residual), residual.contiguous(), contiguous(weight),
                                      rstd.contiguous(), grad, grad_weight, l, b * l, d, *tile, num_warps=4)

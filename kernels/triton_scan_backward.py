@@ -41,7 +41,7 @@ class BackwardWalk(NamedTuple):
     The first eight fields are those of `Walk`. carry (b, segments, n, e) is h after each segment; without it,
     grad_last (b, e, n) or None is h after the last token. Then the gradients: grad_u, grad_delta (b, l, e); maps
     (blocks, b, groups, n, TOKENS, 2) for B and C; grad_A (b, segments, n, e); grad_D, grad_bias (b, segments, e), None
-    where the tensor is.
+    where the tensor is. end as in `Walk`.
     """
 
     u: Rows
@@ -60,6 +60,7 @@ class BackwardWalk(NamedTuple):
     grad_A: Any
     grad_D: Any
     grad_bias: Any
+    end: None = None
 
 
 @triton.jit

@@ -34,8 +34,9 @@ TOKENS = tl.constexpr(4)
 class Walk(NamedTuple):
     """One scan as a kernel sees it, and where its states go.
 
-    A, D and bias are contiguous. starts (b, chunks, n, e) are the states before each chunk, in scan order; initial
-    (b, segments, n, e) those before each segment, last (b, e, n) those after the last token. None: not wanted.
+    B, C, A, D and bias are contiguous. starts (b, chunks, n, e) are the states before each chunk, in scan order;
+    initial (b, segments, n, e) those before each segment, last (b, e, n) those after the last token. None: not wanted.
+    end is always None: Triton 3.6 takes the strides in `Rows` for constants only where a field after them is None.
     """
 
     u: Rows
@@ -48,11 +49,18 @@ class Walk(NamedTuple):
     starts: Any
     initial: Any
     last: Any
+    end: None = None
 
 
 def walk_of(scan: Scan, starts: Tensor | None, initial: Tensor | None, last: Tensor | None) -> Walk:
-    """Return the scan and its states as a kernel takes them."""
-    tokens = (rows(x) for x in (scan.u, scan.delta, scan.B, scan.C))
+    """Return the scan and its states as a kernel takes them.
+
+    B and C are copied, in the type of the states. In a Vim they are slices of a projection whose rows are seldom
+    aligned, and each thread would load their 2 n numbers one by one and convert them, as many instructions as the scan
+    itself has. A copy's are loaded 16 bytes at once.
+    """
+    maps = (x.to(scan.A.dtype).contiguous() for x in (scan.B, scan.C))
+    tokens = (rows(x) for x in (scan.u, scan.delta, *maps))
     return Walk(*tokens, *(contiguous(x) for x in (scan.A, scan.D, scan.delta_bias)), starts, initial, last)
 
 

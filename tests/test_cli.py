@@ -226,6 +226,12 @@ def test_module_runs_as_a_program_and_needs_little_for_help():
     assert done.stdout.startswith("usage: vimlearn COMMAND") and done.stdout.endswith("set()\n")
 
 
+def test_training_from_python_needs_no_parser():
+    command = "import sys, vimlearn.training; print('tyro' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_version_and_bare_call(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vimlearn {vimlearn.__version__}\n"

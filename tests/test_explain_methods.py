@@ -86,11 +86,15 @@ def test_a_model_that_is_no_vim(method):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "backend", "limit"), [(torch.float64, "loop", 1e-8), (torch.float32, "auto", 1e-3)])
 @pytest.mark.parametrize("name", explain.METHODS)
-def test_a_gpu_gives_the_maps_of_the_cpu(name):
-    model = vim()
-    images = images_for(model)
+def test_a_gpu_gives_the_maps_of_the_cpu(name, dtype, backend, limit, monkeypatch):
+    """In float32, as people have it, the Triton kernels compute them, for one image in the form for few sequences."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = vim(backend="loop").to(dtype)
+    images = images_for(model, count=1).to(dtype)
     expected = explain.explain(model, images, name)
-    found = explain.explain(model.cuda(), images.cuda(), name)
+    on_gpu = vim(backend=backend).to(dtype).cuda()
+    found = explain.explain(on_gpu, images.cuda(), name)
     assert found.is_cuda
-    assert_near(found.cpu(), expected, 1e-8)
+    assert_near(found.cpu(), expected, limit)

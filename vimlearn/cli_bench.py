@@ -70,6 +70,8 @@ class ScalingOptions(TableOptions):
     """Contestants, as in vimlearn bench."""
     sizes: tuple[int, ...] = (224, 320, 448, 640, 896, 1248)
     """Sides of the square images, pixels; tokens double from each to the next."""
+    batch_sizes: tuple[int, ...] = (1,)
+    """Images at a time, counts. On a GPU take 16 or more: one image is done before the next kernel has started."""
     budget: float = 20.0
     """Time for the turns of one size, seconds."""
     output: str = "bench_scaling.csv"
@@ -130,7 +132,7 @@ def scaling(options: ScalingOptions) -> list[str]:
     from .benchmark.models import Rules
 
     device = _device(options.device)
-    plan = groups(options.models, size=options.sizes, device=(device,))
+    plan = groups(options.models, batch_size=options.batch_sizes, size=options.sizes, device=(device,))
     return _measured(options, plan, Rules(budget=options.budget), device)
 
 

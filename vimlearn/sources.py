@@ -25,7 +25,6 @@ from timm.utils.misc import natural_key
 from .classes import as_wnids
 from .data import DATASETS, ImageSet, load_dataset
 from .errors import VimlearnError, nearest
-from .fetch import SETS
 from .scenes import CLASSES, PARTS, SceneReader
 from .shards import Shards, describe_shards
 
@@ -140,6 +139,8 @@ def open_source(name: str, num_classes: int | None = None, heldout_only: bool = 
 
 
 def _fetch_hint(name: str) -> str:
+    # It brings the parser of the command line, which training from Python does without.
+    from .fetch import SETS
     known = Path(name).name
     return f" (`vimlearn fetch {known}` makes datasets/{known})" if known in SETS else ""
 

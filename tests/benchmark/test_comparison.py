@@ -115,6 +115,21 @@ def test_a_runner_times_calls_of_what_it_is_given():
     assert runner.turn(4)["seconds"] > 0 and len(calls) == 6
 
 
+def test_a_runner_leaves_the_memory_of_a_gpu_to_the_others(monkeypatch):
+    """Else the sum of all peaks would have to fit, and the first call of another would run out of memory."""
+    log = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: log.append(name))
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    runner = Runner(Case("vim-ti", 32, device="cuda"), lambda case: (lambda: log.append("call"), 3))
+    runner.load()
+    for work in (runner.warm_up, runner.again, lambda: runner.turn(2)):
+        work()
+        assert log.index("call") >= 0 and log[-1] == "empty_cache"
+        log.clear()
+
+
 @pytest.mark.parametrize("error, found", [
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
     (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),

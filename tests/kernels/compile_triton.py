@@ -3,6 +3,8 @@
     python tests/kernels/compile_triton.py            every configuration for every target
     python tests/kernels/compile_triton.py cuda:90    for one target
 
+With another version of Triton: pip install --target FOLDER triton==3.6.0, and PYTHONPATH=FOLDER before the command.
+
 Each kernel is compiled as its launcher asks for it: a driver that knows nothing but the target takes the place of the
 real one, tensors are empty ones on the CPU, and where a kernel would be launched it is only compiled. What is reported
 comes from ptxas by way of the cuobjdump that Triton brings; for AMD from the metadata of the code object.
@@ -31,7 +33,7 @@ from vimlearn.kernels.triton_scan import scan_backward, scan_forward, starts_sha
 TARGETS = {"cuda:80": GPUTarget("cuda", 80, 32), "cuda:90": GPUTarget("cuda", 90, 32),
            "cuda:100": GPUTarget("cuda", 100, 32), "hip:gfx942": GPUTarget("hip", "gfx942", 64)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FIELDS = ["target", "operation", "dtype", "kernel", "registers", "spill_bytes", "shared_bytes", "warps"]
+FIELDS = ["target", "operation", "dtype", "kernel", "registers", "spill_bytes", "shared_bytes", "wide_loads", "warps"]
 
 # Sizes of Vim-Ti at 224 x 224. Only b and l are not compiled in.
 B, L, D_MODEL, E, N, K, R = 2, 197, 192, 384, 16, 4, 12
@@ -124,12 +126,14 @@ def compile_all(targets: list[str], operations: list[str], dtypes: list[str]) ->
                                                 kernel.metadata.num_warps), strict=True))
 
 
-def usage(target: str, kernel) -> tuple[int, int, int]:
-    """Return the registers a thread, the bytes it spills to memory, and the bytes of shared memory of a program."""
+def usage(target: str, kernel) -> tuple[int, int, int, int]:
+    """Return the registers a thread, the bytes it spills to memory, the bytes of shared memory of a program, and on
+    NVIDIA how many of its loads take 16 bytes.
+    """
     if target.startswith("hip"):
         text = kernel.asm["amdgcn"]
         return (int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]),
-                4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1]), kernel.metadata.shared)
+                4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1]), kernel.metadata.shared, 0)
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -138,7 +142,7 @@ def usage(target: str, kernel) -> tuple[int, int, int]:
                               check=True).stdout
     # A stack frame is there for spilled registers only: the kernels have no arrays of their own.
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return registers, stack + local, kernel.metadata.shared
+    return registers, stack + local, kernel.metadata.shared, len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
 
 
 def main() -> None:

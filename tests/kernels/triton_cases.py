@@ -303,6 +303,16 @@ def test_norm_strides(change):
     check_norm(2, 3, 5, change=change)
 
 
+@pytest.mark.parametrize("change", [widen, transposed])
+def test_norm_strides_of_what_is_kept(change):
+    grad, residual = random(2, 3, 5), random(2, 3, 5, seed=1)
+    weight, rstd = random(5, seed=2), random(2, 3, seed=3).abs()
+    expected = norm_backward(*map(on_device, (grad, None, residual, weight, rstd)))
+    found = norm_backward(*map(on_device, (grad, None, change(residual), weight, rstd)))
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("given", ["y", "residual"])
 def test_norm_with_one_gradient(given):
     check_norm(2, 3, 5, given=given)

@@ -78,7 +78,9 @@ def test_operators_compile_in_one_piece():
     assert_near(with_gradients(compiled, tensors), with_gradients(function("triton"), tensors), 1e-6)
 
 
-def test_a_network_runs_on_triton():
+def test_a_network_runs_on_triton(monkeypatch):
+    # The convolution over patches would else be rounded to ten bits on a GPU.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = VisionMamba(img_size=8, patch_size=4, num_classes=3, embed_dim=16, depth=1, d_state=2, backend="triton")
     images = torch.randn(1, 3, 8, 8)
     plain = VisionMamba(img_size=8, patch_size=4, num_classes=3, embed_dim=16, depth=1, d_state=2, backend="loop")
