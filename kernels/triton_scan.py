@@ -23,7 +23,7 @@ from ..errors import VimlearnError
 from . import triton_scan_chunks
 from .layout import Scan
 from .triton_common import contiguous, pair, processors, rows, triton_options
-from .triton_scan_backward import TOKENS, BackwardWalk, backward_kernel
+from .triton_scan_backward import INNER, TOKENS, BackwardWalk, backward_kernel
 from .triton_scan_chunks import combine_kernel, segments_of, summary_kernel
 from .triton_scan_forward import CHUNK, Walk, forward_kernel, walk_of
 
@@ -92,14 +92,16 @@ def scan_backward(grad_out: Tensor, grad_last: list[Tensor | None], scans: list[
         grad_z = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
         # The gradient of the gate needs the sum of both scans.
         sums = scans[0].A.new_empty(grad_out.shape) if len(scans) == 2 and z is not None else None
+        # What a program recomputes of a chunk; both scans use it, one after the other.
+        inner = starts[0].new_empty(sizes.b, sizes.segments, INNER.value, sizes.n, sizes.e)
         walks = [_backward_walk(*x, sizes) for x in zip(scans, starts, grad_last, strict=True)]
         if sizes.segments > 1:
             carry = _segment_states(scans, walks, sizes, [w.grad_last for w in walks], z, grad_out, softplus, scale)
             walks = [walk._replace(carry=x) for walk, x in zip(walks, carry, strict=True)]
         one, two = pair(walks)
         backward_kernel[sizes.b * sizes.blocks, sizes.segments](
-            one, two, rows(z), rows(grad_out), grad_z, sums, sizes.chunks, sizes.l, sizes.b, scale, *sizes.constants,
-            *pair(scan.reverse for scan in scans), softplus, sizes.asm, num_warps=1)
+            one, two, rows(z), rows(grad_out), grad_z, sums, inner, sizes.chunks, sizes.l, sizes.b, scale,
+            *sizes.constants, *pair(scan.reverse for scan in scans), softplus, sizes.asm, num_warps=1)
     return [_gradients(scan, walk) for scan, walk in zip(scans, walks, strict=True)], grad_z
 
 

@@ -8,9 +8,10 @@ a = exp(d A) and x = d u,
     gradients:  C: gy s    B: x g    (both summed over channels)    x: sum of g B    d A: a s[t-1] g
 
 Going back, s[t] is needed last token first. To store all would be the tensor (b, l, e, n) that this project avoids, and
-to run the recurrence backwards would be to divide by a. So each chunk starts from its kept state, runs forward to the
-TOKENS tokens that are next, and keeps their a[t] s[t-1] in registers. That is about four exponentials a state in the
-place of one.
+to run the recurrence backwards would be to divide by a. So each chunk starts from its kept state and runs forward once.
+On its way it leaves the state before every TOKENS tokens in a scratch tensor, a few kilobytes for each program. Going
+back, a thread reads there what it wrote itself, so nothing has to be synchronised, and keeps a[t] s[t-1] of TOKENS
+tokens in registers. That is about three exponentials a state in the place of one.
 
 **B and C** are shared by all channels, so their gradients are sums over threads: 2 n numbers a token. One by one each
 takes 5 shuffles in a warp, and shuffles would be what the kernel waits for. `fold` adds two numbers with one shuffle:
@@ -20,7 +21,7 @@ its block of channels, and a sum in fixed order follows. There are no atomics, s
 The gradients of A, D and the bias are partial sums of a sequence and segment.
 """
 
-__all__ = ["BackwardWalk", "backward_kernel"]
+__all__ = ["INNER", "TOKENS", "BackwardWalk", "backward_kernel"]
 
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ from .triton_scan_forward import CHUNK, load_A, load_map, per_channel
 # Tokens whose states are in registers at once: B and C of two tokens are what `fold` makes one of. With 4 the registers
 # are full, and some are spilled.
 TOKENS = tl.constexpr(2)
+
+# States that are left within a chunk.
+INNER = tl.constexpr(CHUNK.value // TOKENS.value - 1)
 
 
 class BackwardWalk(NamedTuple):
@@ -173,11 +177,11 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
 
 
 @triton.jit
-def state_before(s, A, bias, place, real, chunk, rank, whole, units, b, l, e, ch, n: tl.constexpr, N: tl.constexpr,
+def leave_states(s, inner, A, bias, place, real, chunk, whole, units, b, l, e, ch, n: tl.constexpr, N: tl.constexpr,
                  REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Return the state (N, E) before a unit of a chunk, from the kept one before the chunk. `rank`: units before it."""
+    """Run over a chunk in scan order and leave the states before its units in `inner`, all but the first."""
     state = tl.load(s.starts + (b * (l // CHUNK + 2) + chunk) * n * e + place, mask=real, other=0)
-    for i in range(rank):
+    for i in range(units - 1):
         unit = units - 1 - i if REVERSE else i
         if unit < whole:
             first = chunk * CHUNK + unit * TOKENS
@@ -185,11 +189,11 @@ def state_before(s, A, bias, place, real, chunk, rank, whole, units, b, l, e, ch
         else:
             first = chunk * CHUNK + whole * TOKENS
             state = advance(s, state, A, bias, first, b, ch, n, N, 1, REVERSE, SOFTPLUS, ASM)
-    return state
+        tl.store(inner + i * n * e + place, state, mask=real)
 
 
 @triton.jit
-def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns,
+def walk_backward(s, z, grad_out, grad_z, sums, inner, b, block, segment, segments, chunks, l, batch, e, columns,
                   scale, n: tl.constexpr, N: tl.constexpr, REVERSE: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr,
                   SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
     """Walk over one segment of `chunks` chunks against the order of one scan.
@@ -210,6 +214,7 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
         h = tl.load(s.grad_last + b * e * n + tile(columns, n, 1, N), mask=real, other=0)
     sums_A = tl.zeros(h.shape, A.dtype)
     sums_D, sums_bias = tl.zeros(ch.shape, A.dtype), tl.zeros(ch.shape, A.dtype)
+    inner += own * INNER * n * e
     groups = tl.cdiv(l, TOKENS)
     maps = s.maps + (block * batch + b) * groups * n * 2 * TOKENS
     first_chunk = segment * chunks
@@ -219,10 +224,13 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
         tokens = tl.minimum(l - chunk * CHUNK, CHUNK)
         whole = tokens // TOKENS
         units = whole + tokens % TOKENS
+        leave_states(s, inner, A, bias, place, real, chunk, whole, units, b, l, e, ch, n, N, REVERSE, SOFTPLUS, ASM)
         for j in range(units):
             unit = j if REVERSE else units - 1 - j
-            state = state_before(s, A, bias, place, real, chunk, units - 1 - j, whole, units, b, l, e, ch, n, N,
-                                 REVERSE, SOFTPLUS, ASM)
+            kept = s.starts + (b * (l // CHUNK + 2) + chunk) * n * e
+            if j < units - 1:
+                kept = inner + (units - 2 - j) * n * e
+            state = tl.load(kept + place, mask=real, other=0)
             if unit < whole:
                 first = chunk * CHUNK + unit * TOKENS
                 h, sums_A, sums_D, sums_bias = backward_group(
@@ -242,16 +250,19 @@ def walk_backward(s, z, grad_out, grad_z, sums, b, block, segment, segments, chu
 
 
 @triton.jit
-def backward_kernel(one, two, z, grad_out, grad_z, sums, chunks, l, batch, scale: tl.constexpr, e: tl.constexpr,
+def backward_kernel(one, two, z, grad_out, grad_z, sums, inner, chunks, l, batch, scale: tl.constexpr, e: tl.constexpr,
                     n: tl.constexpr, N: tl.constexpr, E: tl.constexpr, REVERSE_ONE: tl.constexpr,
                     REVERSE_TWO: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Program (block of channels and sequence, segment). With one scan `two` and REVERSE_TWO are None."""
+    """Program (block of channels and sequence, segment). With one scan `two` and REVERSE_TWO are None.
+
+    inner (b, segments, INNER, n, e): scratch of each program.
+    """
     blocks = tl.cdiv(e, E)
     b, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
     segment, segments = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     columns = tl.program_id(0) % blocks * E + tl.arange(0, E)
-    walk_backward(one, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale, n,
-                  N, REVERSE_ONE, False, sums is not None, SOFTPLUS, ASM)
+    walk_backward(one, z, grad_out, grad_z, sums, inner, b, block, segment, segments, chunks, l, batch, e, columns,
+                  scale, n, N, REVERSE_ONE, False, sums is not None, SOFTPLUS, ASM)
     if REVERSE_TWO is not None:
-        walk_backward(two, z, grad_out, grad_z, sums, b, block, segment, segments, chunks, l, batch, e, columns, scale,
-                      n, N, REVERSE_TWO, True, False, SOFTPLUS, ASM)
+        walk_backward(two, z, grad_out, grad_z, sums, inner, b, block, segment, segments, chunks, l, batch, e, columns,
+                      scale, n, N, REVERSE_TWO, True, False, SOFTPLUS, ASM)

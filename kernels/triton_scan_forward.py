@@ -23,8 +23,8 @@ from torch import Tensor
 from .layout import Scan
 from .triton_common import Rows, contiguous, exp2, row, rows, sigmoid, step_of, tile
 
-# Tokens from one kept state to the next: n / 16 floats a token and channel. The backward pass recomputes what lies
-# between, and the more the longer a chunk is.
+# Tokens from one kept state to the next: n / 16 floats a token and channel. What lies between, the backward pass
+# recomputes into a scratch that grows with the chunk.
 CHUNK = tl.constexpr(16)
 
 # Tokens whose loads are issued together.

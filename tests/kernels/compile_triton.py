@@ -33,7 +33,8 @@ from vimlearn.kernels.triton_scan import scan_backward, scan_forward, starts_sha
 TARGETS = {"cuda:80": GPUTarget("cuda", 80, 32), "cuda:90": GPUTarget("cuda", 90, 32),
            "cuda:100": GPUTarget("cuda", 100, 32), "hip:gfx942": GPUTarget("hip", "gfx942", 64)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FIELDS = ["target", "operation", "dtype", "kernel", "registers", "spill_bytes", "shared_bytes", "wide_loads", "warps"]
+FIELDS = ["target", "operation", "dtype", "kernel", "registers", "spill_bytes", "shared_bytes", "wide_loads", "layouts",
+          "warps"]
 
 # Sizes of Vim-Ti at 224 x 224. Only b and l are not compiled in.
 B, L, D_MODEL, E, N, K, R = 2, 197, 192, 384, 16, 4, 12
@@ -123,7 +124,7 @@ def compile_all(targets: list[str], operations: list[str], dtypes: list[str]) ->
                     if (target, kernel.hash) not in seen:
                         seen.add((target, kernel.hash))
                         yield dict(zip(FIELDS, (target, operation, dtype, name, *usage(target, kernel),
-                                                kernel.metadata.num_warps), strict=True))
+                                                layouts(kernel), kernel.metadata.num_warps), strict=True))
 
 
 def usage(target: str, kernel) -> tuple[int, int, int, int]:
@@ -143,6 +144,15 @@ def usage(target: str, kernel) -> tuple[int, int, int, int]:
     # A stack frame is there for spilled registers only: the kernels have no arrays of their own.
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
     return registers, stack + local, kernel.metadata.shared, len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
+
+
+def layouts(kernel) -> int:
+    """Return in how many layouts of threads tiles of states, (n, channels of a warp), are loaded and stored.
+
+    One, if a thread is to read what it wrote itself. AMD's own loads and stores are not counted.
+    """
+    accesses = re.findall(r"tt\.(?:load|store) .*: tensor<\d+x(?:32|64)x!tt\.ptr<f\d+>, (#\w+)>", kernel.asm["ttgir"])
+    return len(set(accesses))
 
 
 def main() -> None:

@@ -44,6 +44,8 @@ def test_no_kernel_spills_on_hopper(tmp_path):
     # aligned. The kernel that combines segments needs none.
     scans = [row for row in rows if "scan" in row["kernel"] and not row["kernel"].endswith("combine_kernel")]
     assert len(scans) > len(forward) and all(int(row["wide_loads"]) for row in scans)
+    # A thread reads the states that it left itself.
+    assert all(row["layouts"] == "1" for row in scans)
 
 
 @pytest.mark.parametrize("walk", [Walk, BackwardWalk])
