@@ -48,7 +48,7 @@ def test_bilinear_step_names_its_mistakes(rejected):
     assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0), "delta / 2")
     assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, half=1.0, top=0), "end; average")
     assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1, top=-1), "upside down")
-    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1), "wrong sign", "denominator")
+    assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, below=1), "1 everywhere", "a sign")
     assert rejected("bilinear_step", lambda a, b, delta: (torch.exp(delta * a), delta * b), "zero-order hold")
     assert rejected("bilinear_step", lambda a, b, delta: bilinear(a, b, delta, input_scale=0.5), "B_bar is halved")
     assert rejected("bilinear_step", lambda a, b, delta: (bilinear(a, b, delta)[0], delta * b), "B_bar", "Euler")

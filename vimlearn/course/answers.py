@@ -39,7 +39,9 @@ def call(answer: Callable, *args: object, **kwargs: object) -> object:
     after = [*copies, *named_copies.values()]
     for name, old, new in zip(_names(answer, len(args)) + list(kwargs), before, after, strict=True):
         if not _same(old, new):
-            raise Wrong(f"your function changes its input {name} in place; work on a copy, for example {name}.clone()")
+            copy = f"{name}.clone()" if isinstance(old, torch.Tensor) else f"{type(old).__name__}({name})" \
+                if type(old) in (list, dict) else f"{name}.copy()"
+            raise Wrong(f"your function changes its input {name} in place; work on a copy, for example {copy}")
     return got
 
 
@@ -64,6 +66,9 @@ def gradients(answer: Callable, *args: object) -> tuple[torch.Tensor, ...]:
         try:
             grads = torch.autograd.grad(total, leaves, allow_unused=True)
         except Exception as error:
+            if "inplace operation" in str(error):
+                raise Wrong("the values are right, but a tensor that the gradient needs was changed in place; "
+                            "write s = a * s, not s *= a") from None
             raise Wrong(f"the backward pass fails with {_explain(error)}") from None
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True))
 

@@ -16,7 +16,7 @@ def _vector(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
 @exercise("1.1", "One Euler step")
 def euler_step(answer):
     """Check s + delta (a s + b x) on two sets of plain numbers."""
-    for s, a, b, x, delta in ((3.0, -0.5, 2.0, 1.5, 0.25), (-1.7, -1.3, 0.7, 2.9, 0.6)):
+    for s, a, b, x, delta in ((3.0, -0.4, 2.0, 1.1, 0.25), (-1.7, -1.3, 0.7, 2.9, 0.6)):
         slope = a * s + b * x
         match(
             call(answer, s, a, b, x, delta),
@@ -25,6 +25,15 @@ def euler_step(answer):
             rtol=1e-9,
             mistakes={
                 "this is the change alone; add it to the old level s": delta * slope,
+                "the inflow b x is missing: only the leak is there": s + delta * a * s,
+                "the rate a of the leak is missing: the slope is a s + b x": s + delta * (s + b * x),
+                "this averages the slopes at start and end; Euler takes the one at the start":
+                    (s * (1 + delta * a / 2) + delta * b * x) / (1 - delta * a / 2),
+                "this takes the slope in the middle of the step; Euler takes the one at the start":
+                    s + delta * (a * (s + delta / 2 * slope) + b * x),
+                "the leak follows the exponential; Euler keeps the slope of the start": (
+                    math.exp(delta * a) * s + delta * b * x
+                ),
                 "the factor b is missing: the tap raises the level by b x, not by x": s + delta * (a * s + x),
                 "the leak has the wrong sign: a is negative already, so the slope is a s + b x":
                     s + delta * (b * x - a * s),
@@ -53,6 +62,7 @@ def euler_limits(answer):
         "smooth: at that step 1 + delta a is already -1; ask where it is 0": 2 / 16,
         "smooth: that is the limit for a = -1; here a is -16": 1.0,
         "smooth: divide by 16, do not multiply": 16.0,
+        "smooth: that is the limit for the tank, a = -0.5; here a is -16": 2.0,
     })
     match(stable, 2 / 16, name="stable", mistakes={
         "stable is a length of time, so it is positive: a is negative, delta is not": -2 / 16,
@@ -77,8 +87,9 @@ def bilinear_step(answer):
         "A_bar counts each slope in full; each counts for half a step, delta / 2": (1 + z) / (1 - z),
         "A_bar is zero-order hold's exp(delta a), not the bilinear fraction": z.exp(),
         "A_bar lacks the division by 1 - z/2, which comes from the new level on the right": 1 + z / 2,
-        "A_bar has the wrong sign in the denominator: moving z/2 s_new to the left makes it 1 - z/2":
-            torch.ones_like(z),
+        "A_bar is 1 everywhere: a sign or a pair of brackets is off; it is (1 + z/2) / (1 - z/2)": torch.ones_like(z),
+        "A_bar forgets delta: z is delta a": (1 + a / 2) / (1 - a / 2),
+        "the two results are exchanged: return A_bar first, then B_bar": expected_B,
     })
     match(B_bar, expected_B, name="B_bar", mistakes={
         "B_bar is Euler's delta b; it is divided by 1 - z/2 as well": delta * b,
@@ -103,13 +114,29 @@ def zero_order_hold(answer):
         "right for large steps, but exp(z) - 1 rounds to 0 in float32 at z = 1e-8; torch.expm1 does not":
             lambda: (torch.exp(delta * a) - 1) / a * b,
     })
+    _match_small(answer)
     _match_at_zero(answer)
     return "exact for a held input, accurate for tiny steps, and finite at a = 0 in values and gradients."
 
 
+def _match_small(answer):
+    a, b = _vector(-2e-6, -1e-4, -1e-2, -0.1, -0.19, dtype=torch.float32), torch.ones(5)
+    _, B_bar = parts(call(answer, a, b, 1.0), "A_bar", "B_bar")
+    match(B_bar, discretize(a, b, 1.0, "zoh")[1], name="B_bar for small z in float32", mistakes={
+        "exp(z) - 1 has lost digits at z = -2e-6 in float32, 1 percent of the result; torch.expm1 keeps them":
+            lambda: (torch.exp(a) - 1) / a * b,
+        "1 + z/2 stands in for expm1(z) / z too far out: at z = -0.1 it is wrong by 0.2 percent; keep it to z near 0":
+            lambda: torch.where(a.abs() < 0.15, 1 + a / 2, torch.expm1(a) / a) * b,
+    })
+
+
 def _match_at_zero(answer):
     a, b, delta = _vector(-0.5, 0.0), _vector(1.3, 2.2), torch.tensor(0.4, dtype=torch.float64)
-    _, B_bar = parts(call(answer, a, b, 0.4), "A_bar", "B_bar")
+    A_bar, B_bar = parts(call(answer, a, b, 0.4), "A_bar", "B_bar")
+    match(A_bar, torch.exp(0.4 * a), name="A_bar where a is 0", mistakes={
+        "A_bar is 0 at a = 0; a tank without a hole keeps everything: exp(0) = 1":
+            torch.exp(0.4 * a) * _vector(1.0, 0.0),
+    })
     right = discretize(a, b, 0.4, "zoh")[1]
     match(B_bar, right, name="B_bar", mistakes={
         "at a = 0 this divides 0 by 0; a tank without a hole gains exactly delta b": right * _vector(1.0, math.nan),
@@ -166,6 +193,8 @@ def step_gradient(answer):
     })
     match(dB_bar, expected_B, name="dB_bar", mistakes={
         "dB_bar is b, the derivative of Vim's delta b; here it is zero-order hold's": b,
+        "dB_bar still has the - 1; it is a constant, and its derivative is 0": (a * z.exp() - 1) / a * b,
+        "dB_bar is the derivative by a, not by delta": (delta * a * z.exp() - z.expm1()) / a.square() * b,
         "dB_bar is B_bar itself; differentiate it": z.expm1() / a * b,
         "dB_bar lacks the factor b": z.exp(),
         "dB_bar has a factor a too many: the a that comes down cancels the 1/a": a * z.exp() * b,

@@ -49,16 +49,26 @@ def then_dense(answer):
     return "what acts first stands on the right, and what it added passes through the second step."
 
 
-def _rounds_from_right(a: Tensor, x: Tensor, next_offset=lambda o: 2 * o, x_first=True, swapped=False, keep=True):
+def _rounds_from_right(a: Tensor, x: Tensor, next_offset=lambda o: 2 * o, x_first=True, swapped=False, keep=True,
+                       partner_decay=False, same_a=False, reach=1):
     """Hillis-Steele from the right, with the mistakes of exercise 3.2 as options."""
     offset = 1
-    while offset < x.shape[1]:
+    while offset * reach < x.shape[1]:
         a_new = torch.cat([a[:, :-offset] * a[:, offset:], a[:, -offset:]], 1)
         decay = a if x_first else a_new
         mine, partner = x[:, :-offset], x[:, offset:]
-        joined = decay[:, offset:] * mine + partner if swapped else decay[:, :-offset] * partner + mine
+        joined = (decay[:, offset:] * mine + partner if swapped else
+                  decay[:, offset:] * partner + mine if partner_decay else decay[:, :-offset] * partner + mine)
         x = torch.cat([joined, x[:, -offset:] if keep else torch.zeros_like(x[:, -offset:])], 1)
-        a, offset = a_new, next_offset(offset)
+        a, offset = a if same_a else a_new, next_offset(offset)
+    return x
+
+
+def _wrapped(a: Tensor, x: Tensor) -> Tensor:
+    """Hillis-Steele from the right in a ring: tokens without a partner take one from the front."""
+    offset = 1
+    while offset < x.shape[1]:
+        x, a, offset = x + a * x.roll(-offset, 1), a * a.roll(-offset, 1), 2 * offset
     return x
 
 
@@ -71,7 +81,7 @@ def scan_from_right(answer):
         match(
             call(answer, a, x),
             associative_scan_(a.clone(), x.clone(), reverse=True),
-            name=f"the states of {l} tokens",
+            name=f"the tensor of states for {l} tokens",
             mistakes={
                 "this scan runs from the first token to the last; here the last token is the start": (
                     lambda a=a, x=x: associative_scan_(a.clone(), x.clone())
@@ -94,20 +104,35 @@ def scan_from_right(answer):
                 "the last tokens are lost: without a partner a token combines with (1, 0) and keeps its value": (
                     lambda a=a, x=x: _rounds_from_right(a, x, keep=False)
                 ),
+                "the decay is the partner's; what a token adds from its partner passes through its own decay": (
+                    lambda a=a, x=x: _rounds_from_right(a, x, partner_decay=True)
+                ),
+                "the decays stay those of single tokens; combine a as well, a[t] a[t+o]": (
+                    lambda a=a, x=x: _rounds_from_right(a, x, same_a=True)
+                ),
+                "a round is missing; go on while the offset is smaller than the length": (
+                    lambda a=a, x=x: _rounds_from_right(a, x, reach=2)
+                ),
+                "it wraps round: roll gives the last tokens a partner from the front; they have none": (
+                    lambda a=a, x=x: _wrapped(a, x)
+                ),
                 "the decay used is that of the token the state comes from, a[t+1]; here a[t] belongs to token t": (
                     lambda a=a, x=x: associative_scan_(a.roll(-1, 1), x.clone(), reverse=True)
                 ),
             },
         )
-    return "mirrored shifts, the same operator, and log2(l) rounds."
+    return "the last token is the start, and each decay belongs to its own token."
 
 
 @exercise("3.3", "Count on paper")
 def cost_of_ten(answer):
     """Rounds and arrows of both timetables for ten tokens."""
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer
     if not isinstance(answer, tuple | list) or len(answer) != 4:
         raise Wrong("give four whole numbers in a tuple: rounds and combinations of one, then of the other")
     rounds, work, rounds_tree, work_tree = answer
+    if [rounds_tree, work_tree, rounds, work] == [4, 25, 5, 14]:
+        raise Wrong("the right numbers, but Hillis-Steele comes first, then up-and-down")
     match(
         rounds,
         4,
@@ -136,6 +161,8 @@ def cost_of_ten(answer):
             "6 counts a round on the way down that has no arrow: to length 2 nothing is left to fill in": 6,
             "4 is the depth of Hillis-Steele; going up and coming down takes longer": 4,
             "3 counts only the way up": 3,
+            "7 is 2 log2(10) rounded up, an upper limit; count the rounds that have arrows": 7,
+            "8 is twice the rounds of Hillis-Steele, an upper limit; count the rounds that have arrows": 8,
         },
     )
     match(
@@ -165,7 +192,7 @@ def late_carry(answer):
         match(
             call(answer, a, states, start),
             states + reach * s,
-            name=f"the states of a block of {m}",
+            name=f"the tensor of states for a block of {m}",
             mistakes={
                 "the carry is forgotten: these are still the states from 0": states,
                 "the start is added without any decay; it fades token by token": states + s,
@@ -181,6 +208,12 @@ def late_carry(answer):
                     states + reach[:, -1:] * s
                 ),
                 "the decay is right, but the states from 0 are left out": reach * s,
+                "the decays are multiplied along the wrong axis; tokens are axis 1 of (b, m, e, n)": (
+                    states + a.cumprod(2) * s
+                ),
+                "the decays are multiplied along the last axis, the states; tokens are axis 1": (
+                    states + a.cumprod(3) * s
+                ),
                 "the decay multiplies the states as well; only the start has to fade": reach * (states + s),
             },
         )
@@ -233,6 +266,9 @@ def backward_from_right(answer):
                 ),
                 "grad_x is the one of the scan from the left, g[t] = a[t+1] g[t+1] + c[t]; mirror it": (
                     lambda a=a, c=c: associative_scan_(a.roll(-1, 1), c.clone(), reverse=True)
+                ),
+                "half is mirrored: the decays are a[t-1], but the scan still runs from the right": (
+                    lambda a=a, c=c: associative_scan_(a.roll(1, 1), c.clone(), reverse=True)
                 ),
                 "grad_x uses a[t+1]; roll the decays the other way, to a[t-1]": (
                     lambda a=a, c=c: associative_scan_(a.roll(-1, 1), c.clone())

@@ -29,7 +29,7 @@ def patch_reach(answer):
     forward, backward, both, two = _entries(answer, "forward", "backward", "both", "two forward")
     match(forward, 10, name="'forward'", mistakes={
         "'forward' leaves out the token itself: tokens 0 to 9 are ten": 9,
-        "'forward' counts what a backward scan reaches; forward, tokens 0 to 9 come before": 7,
+        "7 is what a backward scan reaches, or what reaches token 6: row 2, column 1 is token 2 · 4 + 1 = 9": 7,
         "row and column are counted from 0: row 2, column 1 is token 2 · 4 + 1": 5,
         "'forward' counts the patches above and to the left; the scan reads rows, so all of the rows above reach it": 6,
         "in a forward scan later tokens do not reach token 9": 16,
@@ -58,13 +58,21 @@ def rms_norm(answer):
         return add_rms_norm(x, None, weight, eps, backend="loop")[0]
 
     one = torch.tensor([[[1.0, -1.0, 5.0, 3.0]]], dtype=torch.float64)
-    for x, weight, eps in ((one, torch.ones(4, dtype=torch.float64), 0.3), (_randn(2, 5, 3), _randn(3, seed=1), 0.2)):
+    # The batch first: one token with weights of 1 makes mistakes look like a factor.
+    for x, weight, eps in ((_randn(2, 5, 3), _randn(3, seed=1), 0.2), (one, torch.ones(4, dtype=torch.float64), 0.3)):
         mean_square, centred = x.square().mean(-1, keepdim=True), x - x.mean(-1, keepdim=True)
         match(call(answer, x, weight, eps), reference(x, weight, eps), name="y", mistakes={
             "the mean is subtracted: that is LayerNorm; RMSNorm leaves it in":
                 weight * centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt(),
             "the mean is subtracted before the division; RMSNorm leaves it in":
                 weight * centred / (mean_square + eps).sqrt(),
+            "x is divided by its standard deviation, which subtracts the mean; RMSNorm leaves it in":
+                weight * x / (centred.square().mean(-1, keepdim=True) + eps).sqrt(),
+            "x is divided by std, which subtracts the mean and divides by one less; take the root of the mean square":
+                weight * x / (x.std(-1, keepdim=True) + eps),
+            "x is divided by var, which subtracts the mean and divides by one less; take the mean square":
+                weight * x / (x.var(-1, keepdim=True) + eps).sqrt(),
+            "the weight is used as 1 + weight; it is a factor": (1 + weight) * x / (mean_square + eps).sqrt(),
             "eps stands outside the root; add it to the mean square, under the root":
                 weight * x / (mean_square.sqrt() + eps),
             "eps is missing: add it to the mean square": weight * x / mean_square.sqrt(),
@@ -80,6 +88,7 @@ def rms_norm(answer):
             "the mean of x is squared; take the mean of the squares":
                 weight * x / (x.mean(-1, keepdim=True).square() + eps).sqrt(),
         })
+    x, weight = _randn(2, 5, 3), _randn(3, seed=1)
     match(gradients(answer, x, weight, 0.2), gradients(reference, x, weight, 0.2), name=("dx", "dweight"))
     return "each token is divided by its own root mean square, eps under the root."
 
@@ -96,27 +105,31 @@ def causal_conv(answer):
     """Check the depthwise convolution for one channel and for a batch, with its gradients."""
     small = [torch.tensor(value, dtype=torch.float64) for value in
              ([[[1.0], [2.0], [3.0], [4.0], [5.0]]], [[0.1, 0.2, 0.3, 0.4]], [0.25])]
-    for x, weight, bias in (small, (_randn(2, 7, 3), _randn(3, 4, seed=1), _randn(3, seed=2))):
+    for x, weight, bias in (small, (_randn(2, 5, 2), _randn(2, 3, seed=1), _randn(2, seed=2)),
+                            (_randn(2, 7, 3), _randn(3, 4, seed=1), _randn(3, seed=2))):
+        k = weight.shape[1]
         future = "the zeros are on the wrong side: outputs see later tokens; put k - 1 zeros before the first token"
-        centred = "the window is centred, with {} of the 3 zeros in front: outputs see later tokens; all 3 belong there"
+        centred = ("the window is centred, with {} of the {} zeros in front: outputs see later tokens; all belong in "
+                   "front")
         right = causal_conv1d(x, weight, bias, backend="loop")
         match(call(answer, x, weight, bias), right, name="y", mistakes={
             future: _shifted_sum(x, weight, bias, before=0),
-            centred.format(1): _shifted_sum(x, weight, bias, before=1),
-            centred.format(2): _shifted_sum(x, weight, bias, before=2),
+            **{centred.format(i, k - 1): _shifted_sum(x, weight, bias, before=i) for i in range(1, k - 1)},
+            "it wraps round: roll brings the last tokens to the front; put zeros there":
+                sum(x.roll(k - 1 - j, 1) * weight[:, j] for j in range(k)) + bias,
             "the kernel is flipped: the last tap weight[:, -1] stands at the token itself":
                 causal_conv1d(x, weight.flip(1), bias, backend="loop"),
             "the kernel is flipped and the zeros are on the wrong side":
                 _shifted_sum(x, weight.flip(1), bias, before=0),
             "the window starts one token too early: y[t] must hold x[t] itself, with the last tap":
-                _shifted_sum(F.pad(x, (0, 0, 1, 0))[:, :-1], weight, bias, before=3),
+                _shifted_sum(F.pad(x, (0, 0, 1, 0))[:, :-1], weight, bias, before=k - 1),
             "the bias is missing": right - bias,
-            "the bias is added once for each tap; add it once": right + 3 * bias,
+            "the bias is added once for each tap; add it once": right + (k - 1) * bias,
             "this is SiLU of the answer; here the convolution alone is wanted": F.silu(right),
         })
     match(gradients(answer, x, weight, bias), gradients(lambda *args: causal_conv1d(*args, backend="loop"), x, weight,
                                                         bias), name=("dx", "dweight", "dbias"))
-    return "k shifted products, with the last tap at the token itself and nothing of the future."
+    return "the last tap stands at the token itself, and nothing of the future comes in."
 
 
 def _token_maps(u: Tensor, x_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,6 +140,14 @@ def _token_maps(u: Tensor, x_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor)
     return F.softplus(F.linear(delta_hat, dt_weight, dt_bias)), B, C
 
 
+def _in_order(expected: dict[str, Tensor], *got: object) -> None:
+    """Raise Wrong where all the expected tensors are there, in another order."""
+    found = [next((name for name, value in expected.items() if isinstance(x, Tensor) and x.shape == value.shape
+                   and torch.allclose(x, value)), "") for x in got]
+    if sorted(found) == sorted(expected) and found != list(expected) and found[0] != "step":
+        raise Wrong(f"the right tensors, but in the order {', '.join(found)}; return {', '.join(expected)}")
+
+
 @exercise("5.4", "Step, B and C")
 def token_maps(answer):
     """Check the split of x_proj and the step, bias inside the softplus, with the gradients."""
@@ -135,9 +156,11 @@ def token_maps(answer):
     step, B, C = _token_maps(u, x_weight, dt_weight, dt_bias)
     got_step, got_B, got_C = parts(call(answer, u, x_weight, dt_weight, dt_bias), "step", "B", "C")
     mapped = F.linear(u, x_weight)
+    _in_order({"step": step, "B": B, "C": C}, got_step, got_B, got_C)
     match(got_B, B, name="B", mistakes={
         "B and C are exchanged: B comes first, after the r numbers of the step": C,
         "B is cut from the front; the order is step (r), B (n), C (n)": mapped[..., :4],
+        "x_proj is split as C, B, step; the order is step (r), B (n), C (n)": mapped[..., 4:8],
         "r and n are exchanged: r is the number of columns of dt_weight": mapped[..., 4:7],
     })
     match(got_C, C, name="C", mistakes={
@@ -170,6 +193,8 @@ def bias_for_step(answer):
     match(call(answer, step), step.expm1().log(), name="b", mistakes={
         "this is softplus itself; its inverse is wanted": F.softplus(step),
         "this is the logarithm alone; log(1 + exp(b)) is not exp(b), unless the step is tiny": step.log(),
+        "the logarithm is taken of expm1(-step), which is negative; 1 - exp(-step) is -expm1(-step)":
+            torch.full_like(step, torch.nan),
         "the sign under the logarithm is wrong: exp(b) = exp(step) - 1": step.exp().log1p(),
         "exp(step) - 1 is exp(b); take its logarithm": step.expm1(),
         "the step in front is missing: step + log(1 - exp(-step))": torch.log(-torch.expm1(-step)),
@@ -206,16 +231,20 @@ def both_directions(answer):
         return (forward(x, z) + backward(x.flip(1), z.flip(1)).flip(1)) / 2
 
     forward, backward = reader(0.9), reader(0.4)
-    for x, z in ((_randn(1, 3, 2), _randn(1, 3, 2, seed=1)), (_randn(2, 6, 3), _randn(2, 6, 3, seed=1))):
+    # The batch of two first: of one, a flip along the batch would not show.
+    for x, z in ((_randn(2, 6, 3), _randn(2, 6, 3, seed=1)), (_randn(1, 3, 2), _randn(1, 3, 2, seed=1))):
         y, back = forward(x, z), backward(x.flip(1), z.flip(1))
         match(call(answer, forward, backward, x, z), reference(x, z), name="y", mistakes={
             "the sum is not halved": y + back.flip(1),
+            "only the backward result is halved; put the sum in parentheses": y + back.flip(1) / 2,
+            "only the forward result is halved; put the sum in parentheses": y / 2 + back.flip(1),
+            "nothing is flipped along the tokens, dim=1: these are two forward scans": (y + backward(x, z)) / 2,
+            "the backward result is flipped along the batch; flip the tokens, dim=1": (y + back.flip(0)) / 2,
             "z is not flipped: inside backward each token meets the gate of another": lambda y=y, x=x, z=z:
                 (y + backward(x.flip(1), z).flip(1)) / 2,
             "x is not flipped: backward reads from the first token": lambda y=y, x=x, z=z:
                 (y + backward(x, z.flip(1)).flip(1)) / 2,
             "the backward result is not flipped back": (y + back) / 2,
-            "nothing is flipped: these are two forward scans": (y + backward(x, z)) / 2,
             "the inputs are not flipped, only the result": (y + backward(x, z).flip(1)) / 2,
             "the forward result is flipped, too; flip back only the backward one": (y + back).flip(1) / 2,
             "the channels are flipped and not the tokens, dim=1": lambda y=y, x=x, z=z:
@@ -237,6 +266,7 @@ def small_layer(answer):
     match(projection, 2 * e * d, name="'in_proj'", mistakes={
         "in_proj makes x and z: it has 2e rows, not e": e * d,
         "in_proj has no bias": 2 * e * d + 2 * e,
+        "in_proj reads d numbers, not e": 2 * e * e,
         "that is in_proj of Vim-Ti; Vim-S has d = 384": 147_456,
     })
     right = (e * k + e) + (r + 2 * n) * e + (e * r + e) + e * n + e

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vimlearn.course.exercise import Wrong, call, exercise, match
+from vimlearn.course.exercise import Wrong, call, exercise, gradients, match
 from vimlearn.position import resize_position_embedding
 
 
@@ -19,7 +19,8 @@ def _uneven(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @exercise("6.1", "Patches without a loop")
 def patchify(answer):
     """Patches in row-major order, inside a patch colour, row, column."""
-    for images, p in ((_uneven(1, 1, 4, 6), 2), (_uneven(2, 3, 6, 12), 3)):
+    # Three colours first: of one, several mistakes give the same numbers.
+    for images, p in ((_uneven(2, 3, 6, 12), 3), (_uneven(1, 1, 4, 6), 2)):
         b, c, height, width = images.shape
         # Axes: b, c, row, y, column, x
         six = images.reshape(b, c, height // p, p, width // p, p)
@@ -27,13 +28,19 @@ def patchify(answer):
         match(
             call(answer, images, p),
             F.unfold(images, p, stride=p).transpose(1, 2),
-            name="the patches",
+            name="the tensor of patches",
             mistakes={
                 "the patches come column by column (column-major); number them row by row":
                     six.permute(0, 4, 2, 1, 3, 5).reshape(size),
                 "inside a patch the channels are last; put the colour first, then row and column":
                     six.permute(0, 2, 4, 3, 5, 1).reshape(size),
                 "inside a patch rows and columns are exchanged": six.permute(0, 2, 4, 1, 5, 3).reshape(size),
+                "the colours stay in front of all: a patch holds its c p p numbers together":
+                    images.reshape(b, c, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).reshape(size),
+                "a side is cut at the wrong place: the first part counts patches, H // p of them, the second pixels":
+                    images.reshape(b, c, p, height // p, p, width // p).permute(0, 2, 4, 1, 3, 5).reshape(size),
+                "the sides are not cut into pairs: reshape to (b, c, H // p, p, W // p, p) before you permute":
+                    images.reshape(b, c, height // p, width // p, p, p).permute(0, 2, 3, 1, 4, 5).reshape(size),
                 "a reshape alone moves no number: these are strips of rows, not squares; permute the six axes":
                     images.reshape(size),
                 "the axes are those of unfold, (b, c p p, M); exchange the last two": F.unfold(images, p, stride=p),
@@ -97,6 +104,12 @@ def insert_class_token(answer):
                 "the class token was added to the patches; it is a token of its own": patches + token,
             },
         )
+    patches, token = _uneven(2, 6, 4), _uneven(1, 1, 4) + 10
+    match(
+        gradients(answer, patches, token),
+        gradients(lambda p, t: torch.cat([p[:, :3], t.expand(2, -1, -1), p[:, 3:]], dim=1), patches, token),
+        name=("the gradient of the patches", "the gradient of the class token"),
+    )
     return "M // 2 patches, the class token, the others, in every image of the batch."
 
 
@@ -106,7 +119,8 @@ def position_rows(answer):
     match(
         answer,
         (0, 98, 99, 196),
-        name="position_rows",
+        name=("the row of patch (0, 0)", "the row of the class token", "the row of patch (7, 0)",
+              "the row of the last patch"),
         mistakes={
             "these are the rows of a class token that stands first; it stands in the middle": (1, 0, 99, 196),
             "positions are added after the class token went in: it pushes the later patches down by one":
@@ -129,13 +143,14 @@ def drop_rates(answer):
         match(
             call(answer, rate, depth),
             [rate * k / steps for k in range(depth)],
-            name="the rates",
+            name="rates",
             rtol=1e-6,
             mistakes={
                 "the last block does not reach the full rate; from 0 to rate there are depth - 1 steps, not depth":
                     [rate * k / depth for k in range(depth)],
                 "the first block has a rate above 0; count k from 0 and divide by depth - 1":
                     [rate * (k + 1) / depth for k in range(depth)],
+                "these grow to 1; multiply by the rate": [k / steps for k in range(depth)],
                 "all blocks have the same rate; it grows linearly from 0 in the first": [rate] * depth,
                 "the rates fall; the first block has 0 and the last the full rate":
                     [rate * (steps - k) / steps for k in range(depth)],
@@ -173,7 +188,8 @@ def network_parameters(answer):
                 "the norms of the blocks are missing": right - 24 * d,
                 "d numbers are missing: the bias of the patches, the class token, or the last norm": right - d,
                 "the bias of the head is missing": right - classes,
-                "x_proj makes r + 2 n numbers (step, B and C), not r + n": right - 24 * 2 * n * e,
+                "2 n e numbers a block are missing: A_log (e n a direction), or C in x_proj, which makes r + 2 n":
+                    right - 24 * 2 * n * e,
                 "positions: the class token has a row too; tokens already counts it": right + d,
             },
         )
@@ -190,7 +206,7 @@ def resize_positions(answer):
         match(
             call(answer, rows, old_grid, new_grid),
             right,
-            name="the positions",
+            name="the tensor of positions",
             mistakes=_resize_mistakes(rows, old_grid, new_grid, right),
         )
     return "only patches are interpolated; the class row moves unchanged to the new middle."
@@ -205,8 +221,8 @@ def _resize_mistakes(rows: Tensor, old_grid: tuple[int, int], new_grid: tuple[in
         picture = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
         return F.interpolate(picture, size=new_grid, **how).flatten(2).transpose(1, 2)
 
-    def insert(patches, index=new):
-        return torch.cat([patches[:, :index], class_row, patches[:, index:]], dim=1)
+    def insert(patches, index=new, row=class_row):
+        return torch.cat([patches[:, :index], row, patches[:, index:]], dim=1)
 
     def mixed():
         picture = patches.reshape(1, -1, *old_grid)
@@ -220,6 +236,10 @@ def _resize_mistakes(rows: Tensor, old_grid: tuple[int, int], new_grid: tuple[in
     return {
         "row 0 was taken for the class token's; it is patch 0, the class row is row M // 2":
             lambda: torch.cat([rows[:, :1], resized(rows[:, 1:], mode="bicubic")], dim=1),
+        "row 0 was taken for the class token's and put in at the new middle; the class row is row M // 2":
+            lambda: insert(resized(rows[:, 1:], mode="bicubic"), row=rows[:, :1]),
+        "on the way back places and channels are mixed: flatten the grid, then move the channels to the end":
+            lambda: insert(resized(patches, mode="bicubic").transpose(1, 2).reshape(1, -1, rows.shape[2])),
         "the class row went back in at its old index; its new place is the new M // 2": lambda: insert(bicubic, old),
         "the class row went back in at the start; its place is the new M // 2": lambda: insert(bicubic, 0),
         "the class row is missing; put it back in at the new M // 2": bicubic,

@@ -24,6 +24,7 @@ def three_entries(answer):
     if missing:
         raise Wrong(f"{missing[0]!r} is still None; give a number")
     match(answer["M[2, 0]"], 3.0, name="M[2, 0]", mistakes={
+        "M[2, 0]: nothing decays here; what token 0 writes fades over the steps 1 and 3": 48.0,
         "M[2, 0]: token 0 does not decay at its own step; the steps behind it are 1 and 3": 0.75,
         "M[2, 0]: the step d[0] = 2 is missing; it scales what is written": 1.5,
         "M[2, 0]: the state also decays at the step of the query, so the steps are 1 and 3": 24.0,
@@ -36,6 +37,8 @@ def three_entries(answer):
         "M[2, 2]: what a token writes has not decayed yet when its own output reads it": 11.25,
     })
     match(answer["M[0, 2]"], 0.0, name="M[0, 2]", mistakes={
+        "M[0, 2]: there are no steps from token 2 back to token 0; a forward scan does not run that way": 30.0,
+        "M[0, 2]: steps are not taken back; a forward scan does not run that way": 480.0,
         "M[0, 2]: in a forward scan token 2 comes after output 0 and cannot reach it": 1.875,
         "M[0, 2]: the matrix is not symmetric; a forward scan reaches later outputs only": 3.0,
     })
@@ -60,7 +63,10 @@ def all_matrices(answer):
     right = _matrices(d, A, B, C)
     total = d.cumsum(0)
     free = torch.einsum("tjen,tn,jn,je->etj", torch.exp((total[:, None] - total[None])[..., None] * A), C, B, d)
-    match(call(answer, d, A, B, C), right, name="the matrices", mistakes={
+    kept = torch.einsum("tjen,tn,jn,je->etj", torch.exp((total[:, None] - total[None]).clamp(min=0)[..., None] * A), C,
+                        B, d)
+    match(call(answer, d, A, B, C), right, name="the tensor of matrices", mistakes={
+        "the exponent is kept from growing, but the entries above the diagonal are still there; cut them off": kept,
         "entries above the diagonal are not 0: later tokens reach no earlier output": free,
         "rows and columns are exchanged: rows are outputs t, columns are inputs j": right.transpose(1, 2),
         "the step d[j] is missing; it scales what token j writes": right / d.T[:, None],
@@ -76,7 +82,7 @@ def all_matrices(answer):
     if isinstance(got, Tensor) and not got.isfinite().all():
         raise Wrong("with long steps the result is not finite: add up the steps between j and t, and take one exp of "
                     "the sum; keep entries above the diagonal from growing before you cut them off")
-    match(got, _matrices(long, A, _randn(40, 4), _randn(40, 4)), name="the matrices of long steps")
+    match(got, _matrices(long, A, _randn(40, 4), _randn(40, 4)), name="the tensor of matrices for long steps")
     return "one exponential of a difference of running sums, finite for any step."
 
 
@@ -94,6 +100,11 @@ def backward_matrix(answer):
         "only the rows are flipped back; the columns are tokens, too": turned.flip(1),
         "only the columns are flipped back; the rows are tokens, too": turned.flip(2),
         "the inputs are in forward order; flip d, B and C along the tokens first": forward.flip(1, 2),
+        "B is not flipped": lambda: _matrices(d.flip(0), A, B, C.flip(0)).flip(1, 2),
+        "C is not flipped": lambda: _matrices(d.flip(0), A, B.flip(0), C).flip(1, 2),
+        "the result is flipped and transposed; flip both axes, and leave them in their order": (
+            turned.flip(1, 2).transpose(1, 2)
+        ),
         "the steps are not flipped": lambda: _matrices(d, A, B.flip(0), C.flip(0)).flip(1, 2),
     })
     return "upper triangular: reverse the tokens, build the forward matrix, reverse both axes."
@@ -126,7 +137,9 @@ def to_picture(answer):
     return "the class token comes out of the middle, and every later patch moves up by one."
 
 
-def _normalised(matrix: Tensor, clamp: bool = True, axis: int = -1) -> Tensor:
+def _normalised(matrix: Tensor, clamp: bool = True, axis: int = -1, early: bool = False) -> Tensor:
+    if early:
+        return (matrix / matrix.sum(axis, keepdim=True)).clamp(min=0)
     if not clamp:
         return matrix / matrix.sum(axis, keepdim=True)
     positive = matrix.clamp(min=0)
@@ -154,6 +167,8 @@ def roll_out(answer):
             "negative entries are still in; cut them off before the rows are scaled":
                 _rolled(matrices, query, clamp=False),
             "the columns are scaled to sum 1; the rows are outputs and take shares": _rolled(matrices, query, axis=0),
+            "the rows are scaled before negative entries are cut off; cut first": _rolled(matrices, query, early=True),
+            "1 + matrix is scaled as a whole; scale the matrix and add 1 then": _whole(matrices, query),
             "the layers come in the wrong order: from the query back, the last layer is met first":
                 _rolled(matrices, query, last_first=False),
             "this is a column of the product, what the query gives; the row is what it gets": product[:, query],
@@ -168,6 +183,13 @@ def roll_out(answer):
         raise Wrong("a row without a positive entry is divided by its sum 0, which gives NaN; clamp the sum from below")
     match(got, _rolled(matrices, query), name="the row, where one token takes in nothing")
     return "the query's row, carried from the last layer to the first."
+
+
+def _whole(matrices: list[Tensor], query: int) -> Tensor:
+    row = torch.eye(len(matrices[0]), dtype=matrices[0].dtype)[query]
+    for matrix in reversed(matrices):
+        row = row @ _normalised(torch.eye(len(matrix), dtype=matrix.dtype) + matrix.clamp(min=0))
+    return row
 
 
 def _unscaled(matrices: list[Tensor], query: int) -> Tensor:
@@ -209,6 +231,8 @@ def deletion(answer):
         "the curve starts after the first patch; it starts with the whole image": right[1:],
         "the curve ends one patch early; it ends with all of them gone": right[:-1],
         "patches are numbered row by row: row = i // columns": _deleted(score, image, turned, p, 3),
+        "row and column are exchanged: row = i // columns, column = i % columns": _deleted(
+            score, image, torch.tensor([i // 2 * 3 + i % 2 if i < 4 else i for i in order.tolist()]), p, 3),
         "relevance is read column by column; flatten it row by row": _deleted(score, image, by_column, p, 3),
         "the magnitude decides the order here; negative relevance speaks against, so it goes last":
             _deleted(score, image, relevance.abs().flatten().argsort(descending=True), p, 3),

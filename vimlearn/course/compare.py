@@ -42,6 +42,9 @@ def match(
         return
     for message, value in (mistakes or {}).items():
         wrong = value() if callable(value) else value
+        # In a small case a mistake can give the right numbers, and is then not what is wrong.
+        if _difference(wrong, expected, name, rtol, atol, strict=False) is None:
+            continue
         if _difference(got, wrong, name, rtol, atol, strict=False) is None:
             raise Wrong(message)
     raise Wrong(problem)
@@ -182,9 +185,15 @@ def _number_difference(got, expected, name, rtol, atol) -> str | None:
     error = abs(got - expected)
     if error <= absolute + relative * abs(expected):
         return None
-    if relative > 0 and error <= 0.05 * abs(expected):
+    # Whoever asks for all digits of a result has a function before him, and no answer worked out on paper.
+    if relative > 1e-6 and error <= 0.05 * abs(expected):
         return f"{name} is close to {got:.4g}, but not equal; give more digits"
-    return f"{name} is not {got:.4g}"
+    return f"{name} is not {_written(got)}"
+
+
+def _written(value: numbers.Number) -> str:
+    """Return whole numbers with all their digits: of a million, four could look like the right answer."""
+    return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.4g}"
 
 
 def _mapping_difference(got, expected, name, rtol, atol, strict) -> str | None:
