@@ -36,7 +36,7 @@ from .triton_scan_forward import CHUNK, load_A, load_map, per_channel
 TOKENS = tl.constexpr(2)
 
 # States that are left within a chunk.
-INNER = tl.constexpr(CHUNK.value // TOKENS.value - 1)
+INNER = tl.constexpr(CHUNK.value // TOKENS.value)
 
 
 class BackwardWalk(NamedTuple):
@@ -179,8 +179,10 @@ def backward_group(s, state, h, sums_A, sums_D, sums_bias, A, D, bias, z, grad_o
 @triton.jit
 def leave_states(s, inner, A, bias, place, real, chunk, whole, units, b, l, e, ch, n: tl.constexpr, N: tl.constexpr,
                  REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, ASM: tl.constexpr):
-    """Run over a chunk in scan order and leave the states before its units in `inner`, all but the first."""
+    """Run over a chunk in scan order and leave the states before its units in `inner`."""
     state = tl.load(s.starts + (b * (l // CHUNK + 2) + chunk) * n * e + place, mask=real, other=0)
+    # The first as well: to choose later between two places costs registers.
+    tl.store(inner + place, state, mask=real)
     for i in range(units - 1):
         unit = units - 1 - i if REVERSE else i
         if unit < whole:
@@ -189,7 +191,7 @@ def leave_states(s, inner, A, bias, place, real, chunk, whole, units, b, l, e, c
         else:
             first = chunk * CHUNK + whole * TOKENS
             state = advance(s, state, A, bias, first, b, ch, n, N, 1, REVERSE, SOFTPLUS, ASM)
-        tl.store(inner + i * n * e + place, state, mask=real)
+        tl.store(inner + (i + 1) * n * e + place, state, mask=real)
 
 
 @triton.jit
@@ -227,10 +229,7 @@ def walk_backward(s, z, grad_out, grad_z, sums, inner, b, block, segment, segmen
         leave_states(s, inner, A, bias, place, real, chunk, whole, units, b, l, e, ch, n, N, REVERSE, SOFTPLUS, ASM)
         for j in range(units):
             unit = j if REVERSE else units - 1 - j
-            kept = s.starts + (b * (l // CHUNK + 2) + chunk) * n * e
-            if j < units - 1:
-                kept = inner + (units - 2 - j) * n * e
-            state = tl.load(kept + place, mask=real, other=0)
+            state = tl.load(inner + (units - 1 - j) * n * e + place, mask=real, other=0)
             if unit < whole:
                 first = chunk * CHUNK + unit * TOKENS
                 h, sums_A, sums_D, sums_bias = backward_group(

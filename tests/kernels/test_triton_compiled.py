@@ -30,7 +30,7 @@ def compile_rows(tmp_path, *jobs):
 
 
 def test_no_kernel_spills_on_hopper(tmp_path):
-    both = ["scan, two directions", "conv, two directions", "norm"], ["float32", "bfloat16"]
+    both = ["scan, one direction", "scan, two directions", "conv, two directions", "norm"], ["float32", "bfloat16"]
     segments = ["scan, two directions, in segments"], ["bfloat16"]
     rows = compile_rows(tmp_path, (["cuda:90"], *both), (["cuda:90"], *segments))
     kernels = {row["kernel"] for row in rows}
