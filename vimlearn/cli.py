@@ -232,7 +232,7 @@ def _bench(args: list[str]) -> None:
         raise VimlearnError(f"unknown part {part!r} of vimlearn bench{nearest(part, known)}; expected one of "
                             f"{', '.join(known)}, or options alone")
     form, report = cli_bench.PARTS[part]
-    description = report.__doc__.split(" Raises")[0] if part else _bench.__doc__
+    description = re.split(" Returns| Raises", report.__doc__)[0] if part else _bench.__doc__
     options = _parse(form, f"bench {part}".strip(), description, args[1:] if part else args,
                      [f.name for f in fields(form)])
     print("\n".join(report(options)))

@@ -113,7 +113,7 @@ class FloorOptions:
 
 
 def bench(options: BenchOptions) -> list[str]:
-    """Measure models against each other and return the lines to print. Raises VimlearnError on all that cannot be."""
+    """Measure models against each other. Returns the lines to print. Raises VimlearnError on all that cannot be."""
     from .benchmark.case import groups
     from .benchmark.models import Rules
 
@@ -127,7 +127,7 @@ def bench(options: BenchOptions) -> list[str]:
 
 
 def scaling(options: ScalingOptions) -> list[str]:
-    """Measure how cost grows with tokens and return the lines to print."""
+    """Measure how cost grows with tokens. Returns the lines to print."""
     from .benchmark.case import groups
     from .benchmark.models import Rules
 
@@ -137,7 +137,7 @@ def scaling(options: ScalingOptions) -> list[str]:
 
 
 def scan(options: ScanOptions) -> list[str]:
-    """Measure the scan alone, on the CPU, and return the lines to print."""
+    """Measure the scan alone, on the CPU. Returns the lines to print."""
     from .benchmark.scan_contest import Sizes, scan_contest
     from .benchmark.table import check_writable
 
@@ -148,7 +148,7 @@ def scan(options: ScanOptions) -> list[str]:
 
 
 def floor(options: FloorOptions) -> list[str]:
-    """Measure a network against its floor and return the lines to print."""
+    """Measure a network against its floor. Returns the lines to print."""
     from .benchmark.network_floor import floor_lines, floor_rows
     from .benchmark.table import check_writable
 

@@ -1,5 +1,7 @@
 """Answers that learners gave, and what each check says to them, beside the mistakes of the chapters' own tests."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -209,3 +211,82 @@ def test_chapter_08(rejected):
 
     assert rejected("roll_out", whole, "scaled as a whole")
     assert rejected("roll_out", reverses, "list(")
+
+
+def test_chapter_07(rejected):
+    logs = {"scores": lambda x, y, s: (-(F.one_hot(y, 3) * (1 - s) + s / 3) * x.log_softmax(-1)).mean(),
+            "twice": lambda x, y, s: F.cross_entropy(x.softmax(-1), y, label_smoothing=s),
+            "fixed": lambda x, y, s: F.cross_entropy(x, y, label_smoothing=0.2)}
+    assert rejected("smooth_cross_entropy", logs["scores"], "over the classes it is a sum")
+    assert rejected("smooth_cross_entropy", logs["twice"], "one too many")
+    assert rejected("smooth_cross_entropy", logs["fixed"], "smoothing 0.05")
+
+    def adamw(only="", late=False):
+        def step(w, g, m, v, t, lr, decay):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            first = m / (1 - 0.9**t) if only != "v" else m
+            second = v / (1 - 0.999**t) if only != "m" else v
+            moved = w - lr * first / (second.sqrt() + 1e-8)
+            return (moved * (1 - lr * decay) if late else moved - lr * decay * w), m, v
+        return step
+
+    assert grade("adamw_step", adamw()).status == "right"
+    assert rejected("adamw_step", adamw("m"), "only m is corrected")
+    assert rejected("adamw_step", adamw("v"), "only v is corrected")
+    assert rejected("adamw_step", adamw(late=True), "the step decays as well")
+
+    def rate(start=None, rise=None, before=None, line=True, cosine=True):
+        def of(epoch, epochs, warmup, lr, low, first, delay):
+            if before is not None and epoch < delay:
+                return before
+            t = max(epoch - delay, 0)
+            late = t if line else epoch
+            if late < warmup:
+                return (first if start is None else start) + late * (lr - first if rise is None else lr) / warmup
+            return low + (lr - low) * (1 + math.cos(math.pi * (t if cosine else epoch) / epochs)) / 2
+        return of
+
+    assert grade("learning_rate", rate()).status == "right"
+    assert rejected("learning_rate", rate(start=0.0, rise="lr"), "starts at warmup_lr")
+    assert rejected("learning_rate", rate(rise="lr"), "by lr - warmup_lr")
+    assert rejected("learning_rate", rate(before=0.0), "is warmup_lr, and not 0")
+    assert rejected("learning_rate", rate(line=False), "only the cosine is late")
+    assert rejected("learning_rate", rate(cosine=False), "only the warm-up is late")
+
+    def targets(labels, box, size, classes, smoothing):
+        top, bottom, left, right = (min(max(edge, 0), size) for edge in box)
+        share = 1 - (bottom - top) * (right - left) / size**2
+        own = torch.full((len(labels), classes), smoothing / classes, dtype=torch.float64)
+        own[torch.arange(len(labels)), labels] = 1 - smoothing
+        return share * own + (1 - share) * own.flip(0)
+
+    assert rejected("cutmix_targets", targets, "on top of their 1 - smoothing")
+    assert rejected("repeated_epoch", (1_281_167 / 1024, 427_008), "steps should be a whole number")
+    assert rejected("repeated_epoch", (1251, 427_056), "whole groups of 256")
+
+
+def test_chapter_09(rejected):
+    def tile(largest=None, weights=None):
+        def add(m, s, o, scores, values):
+            here = scores.max(1).values
+            new = torch.maximum(m, here) if largest is None else largest(m, here)
+            kept = torch.exp(m - new)
+            w = torch.exp(scores - (new if weights is None else weights(m, here))[:, None])
+            return new, kept * s + w.sum(1), kept[:, None] * o + w @ values
+        return add
+
+    assert grade("add_tile", tile()).status == "right"
+    assert rejected("add_tile", tile(weights=lambda m, here: here), "this tile's largest")
+    assert rejected("add_tile", tile(weights=lambda m, here: m), "the old largest")
+    assert rejected("add_tile", tile(largest=lambda m, here: torch.maximum(m, here).clamp(min=0)), "starts at 0")
+
+    def crossing(sign=1.0, whole=False):
+        def size(low, high, below, above):
+            share = sign * math.log(1 / below) / math.log(above / below)
+            found = math.sqrt(low * high) if whole else low * (high / low) ** share
+            return found
+        return size
+
+    assert grade("crossing", crossing()).status == "right"
+    assert rejected("crossing", crossing(sign=-1.0), "wrong sign")
+    assert rejected("crossing", crossing(whole=True), "middle of the two sizes")

@@ -88,7 +88,7 @@ def test_delay_of_the_learning_rate(rejected):
     def cosine_alone(epoch, epochs, warmup, lr, low, start, delay):
         return rate(epoch, epochs, warmup, lr, low, start, delay if epoch >= warmup + delay else 0)
 
-    assert rejected("learning_rate", cosine_alone, "delay plays no part")
+    assert rejected("learning_rate", cosine_alone, "the warm-up is, too")
 
 
 def targets_of(labels, box, size, classes, smoothing, *, limited=True, share_of="first", partner="reversed"):

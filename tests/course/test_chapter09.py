@@ -18,7 +18,7 @@ def test_implied_memory(rejected):
 
 
 def test_layer_multiply_adds(rejected):
-    assert rejected("layer_multiply_adds", lambda l, d: (8 * l * d * d, 2 * l * l * d), "MLP alone")
+    assert rejected("layer_multiply_adds", lambda l, d: (8 * l * d * d, 2 * l * l * d), "4 l d^2 are missing")
     assert rejected("layer_multiply_adds", lambda l, d: (4 * l * d * d, 2 * l * l * d), "attention's own maps")
     assert rejected("layer_multiply_adds", lambda l, d: (24 * l * d * d, 4 * l * l * d), "as one")
     assert rejected("layer_multiply_adds", lambda l, d: (12 * l * d * d, l * l * d), "there are two")
@@ -51,7 +51,7 @@ def test_add_tile(rejected):
     def not_from_the_start(m, s, o, scores, values):
         return tile(m.clamp(min=0), s, o, scores, values) if m.isinf().any() else tile(m, s, o, scores, values)
 
-    assert rejected("add_tile", not_from_the_start, "m is")
+    assert rejected("add_tile", not_from_the_start, "m starts at 0")
 
     def exponentials_first(m, s, o, scores, values):
         largest = torch.maximum(m, scores.max(1).values)

@@ -32,7 +32,7 @@ def layer_multiply_adds(answer):
     for l, d in ((5, 8), (7, 4)):
         weights, pairs = parts(call(answer, l, d), "with weights", "between tokens")
         match(weights, 12 * l * d * d, name="the number with weights", mistakes={
-            "this is the MLP alone; queries, keys, values and the output take 4 l d^2 more": 8 * l * d * d,
+            "4 l d^2 are missing: queries, keys, values and output; or one of the MLP's two maps": 8 * l * d * d,
             "this is attention's own maps alone; the MLP takes 8 l d^2 more": 4 * l * d * d,
             "the map of the output is missing: it is one more square matrix": 11 * l * d * d,
             "this is for one token; there are l": 12 * d * d,
@@ -71,12 +71,19 @@ def add_tile(answer):
         kept, w = torch.exp(m - largest), torch.exp(scores - largest[:, None])
         divided = m.exp() / largest.exp() * s + (scores.exp() / largest.exp()[:, None]).sum(1)
         match(new_m, largest, name="m", mistakes={
+            "m starts at 0, which no key has scored; start at the tile's own largest":
+                torch.maximum(largest, torch.zeros_like(largest)),
             "m is the largest of this tile only; the largest so far is forgotten": here,
             "m keeps the old largest; the tile may hold a larger one": m,
             "each query has a largest of its own: take the maximum over the keys, and not over all": torch.maximum(
                 m, scores.max()),
         })
         match(new_s, right[1], name="s", mistakes={
+            "the new weights count from this tile's largest; take the largest so far":
+                kept * s + torch.exp(scores - here[:, None]).sum(1),
+            "the new weights count from the old largest; take the new one":
+                lambda m=m, s=s, kept=kept, scores=scores: kept * s + torch.exp(scores - m[:, None]).sum(1),
+            "a softmax divides already: the weights of one tile do not sum to 1 here": kept * s + 1,
             "the old sum counts from the old largest: multiply it by exp(old m - new m)": s + w.sum(1),
             "the old sum is left out": w.sum(1),
             "the factor of the old sum is exp(old m - new m), and not its inverse": s / kept + w.sum(1),
@@ -126,16 +133,19 @@ def _crossing(low: float, high: float, below: float, above: float) -> float:
 @exercise("9.5", "The crossing")
 def crossing(answer):
     """A straight line between two points, both axes in logarithms, where it meets a ratio of 1."""
-    for low, high, below, above in ((256, 1024, 0.5, 2.0), (512, 640, 0.8, 1.1)):
+    for low, high, below, above in ((256, 1024, 0.4, 2.5**0.5), (128, 4096, 0.7, 5.0)):
         share = (1 - below) / (above - below)
         in_logs = -math.log(below) / math.log(above / below)
-        match(call(answer, low, high, below, above), _crossing(low, high, below, above), rtol=1e-4, name="the size",
+        match(call(answer, low, high, below, above), _crossing(low, high, below, above), rtol=1e-6, name="the size",
               mistakes={
                   "sizes and ratios are taken as they are; take the logarithm of both": low + share * (high - low),
                   "the ratios are taken as they are; take their logarithm too": low * (high / low) ** share,
                   "the sizes are taken as they are; take their logarithm too": low + in_logs * (high - low),
                   "this is the logarithm of the size; take exp of it": math.log(_crossing(low, high, below, above)),
                   "this is the share of the way, and not the size": in_logs,
+                  "the share has the wrong sign: it is log(1 / below) / log(above / below)":
+                      low * (high / low) ** -in_logs,
+                  "this is the middle of the two sizes, whatever the ratios are": math.sqrt(low * high),
                   "the share is counted from the wrong end": high * (low / high) ** in_logs,
               })
     return "the line in logarithms meets 1 there."
