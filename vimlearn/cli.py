@@ -68,8 +68,8 @@ def _leave_the_others(code: int) -> None:
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return
-    if code != 2:
-        # NCCL waits for the others here, and they come too, unless this process failed alone.
+    if code == 0:
+        # NCCL waits for the others here, and they come too, unless this process was stopped or failed alone.
         distributed.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
