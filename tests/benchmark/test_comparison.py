@@ -126,7 +126,7 @@ def test_a_runner_leaves_the_memory_of_a_gpu_to_the_others(monkeypatch):
     runner.load()
     for work in (runner.warm_up, runner.again, lambda: runner.turn(2)):
         work()
-        assert log.index("call") >= 0 and log[-1] == "empty_cache"
+        assert "call" in log and log[-1] == "empty_cache"
         log.clear()
 
 
