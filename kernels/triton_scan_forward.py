@@ -56,8 +56,8 @@ def walk_of(scan: Scan, starts: Tensor | None, initial: Tensor | None, last: Ten
     """Return the scan and its states as a kernel takes them.
 
     B and C are copied, in the type of the states. In a Vim they are slices of a projection whose rows are seldom
-    aligned, and each thread would load their 2 n numbers one by one and convert them, as many instructions as the scan
-    itself has. A copy's are loaded 16 bytes at once.
+    aligned, and each thread would load their 2 n numbers one by one and convert them. A copy's are loaded 16 bytes at
+    once.
     """
     maps = (x.to(scan.A.dtype).contiguous() for x in (scan.B, scan.C))
     tokens = (rows(x) for x in (scan.u, scan.delta, *maps))

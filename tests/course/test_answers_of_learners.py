@@ -262,6 +262,7 @@ def test_chapter_07(rejected):
 
     assert rejected("cutmix_targets", targets, "on top of their 1 - smoothing")
     assert rejected("repeated_epoch", (1_281_167 / 1024, 427_008), "steps should be a whole number")
+    assert rejected("repeated_epoch", (math.inf, 427_008), "steps should be a whole number, and inf is none")
     assert rejected("repeated_epoch", (1251, 427_056), "whole groups of 256")
 
 
@@ -283,8 +284,7 @@ def test_chapter_09(rejected):
     def crossing(sign=1.0, whole=False):
         def size(low, high, below, above):
             share = sign * math.log(1 / below) / math.log(above / below)
-            found = math.sqrt(low * high) if whole else low * (high / low) ** share
-            return found
+            return math.sqrt(low * high) if whole else low * (high / low) ** share
         return size
 
     assert grade("crossing", crossing()).status == "right"

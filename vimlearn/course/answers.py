@@ -19,6 +19,8 @@ from vimlearn.course.verdict import NotStarted, Wrong, kind_of, one_line
 # Instructions of a function whose body is only a docstring and `...`, `pass` or `return None`.
 _EMPTY_BODY = {"RESUME", "NOP", "CACHE", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "COPY_FREE_VARS"}
 _EMPTY_ANSWERS = (None, Ellipsis)
+# How to copy what has no clone().
+_COPIES = {list: "list({})", dict: "dict({})", np.ndarray: "{}.copy()"}
 _NOT_THE_LEARNER = tuple(
     str(Path(folder).resolve())
     for folder in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), Path(__file__).parents[1])
@@ -39,8 +41,7 @@ def call(answer: Callable, *args: object, **kwargs: object) -> object:
     after = [*copies, *named_copies.values()]
     for name, old, new in zip(_names(answer, len(args)) + list(kwargs), before, after, strict=True):
         if not _same(old, new):
-            copy = f"{name}.clone()" if isinstance(old, torch.Tensor) else f"{type(old).__name__}({name})" \
-                if type(old) in (list, dict) else f"{name}.copy()"
+            copy = _COPIES.get(type(old), "{}.clone()").format(name)
             raise Wrong(f"your function changes its input {name} in place; work on a copy, for example {copy}")
     return got
 

@@ -182,7 +182,7 @@ def _number_difference(got, expected, name, rtol, atol) -> str | None:
         return f"{name} should be a number, but it is {kind_of(got)}"
     relative, absolute = (0.0, 0.0) if isinstance(expected, numbers.Integral) else _PAPER_TOLERANCE
     relative, absolute = relative if rtol is None else rtol, absolute if atol is None else atol
-    if isinstance(expected, numbers.Integral) and got != expected and got != int(got.real):
+    if isinstance(expected, numbers.Integral) and isinstance(got, float) and not got.is_integer():
         return f"{name} should be a whole number, and {got:,.6g} is none"
     error = abs(got - expected)
     if error <= absolute + relative * abs(expected):
